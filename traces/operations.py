@@ -1,0 +1,191 @@
+"""The operations a training method is made of: the one vocabulary that the runtime executes and the simulator prices.
+
+A *program* is a generator that yields these, one rank's epoch in order. Every operation carries its *work*, computed
+from the shard's statistics and never read off a tensor, and names the buffers it reads and writes. Buffers live in
+one row space per rank, ``[central | marginal | halo by peer]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+NO_LAYER = -1
+
+
+class Direction(StrEnum):
+    """Which way values flow: layer inputs going forward, gradients coming back."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+
+
+class Part(StrEnum):
+    """A contiguous range of a rank's rows."""
+
+    CENTRAL = "central"
+    MARGINAL = "marginal"
+    OWN = "own"
+    HALO = "halo"
+    ALL = "all"
+
+
+class Stage(StrEnum):
+    """What a `Transform` does. A layer is ``finish(aggregate(project(h)))`` or ``whole(aggregate(h))``."""
+
+    PROJECT = "project"  # p = h W_neighbour, before the aggregation
+    FINISH = "finish"  # z = aggregated p + h W_self + bias, then norm, activation, dropout
+    WHOLE = "whole"  # z = aggregated h W_neighbour + h W_self + bias, then norm, activation, dropout
+    ACTIVATION = "activation"  # backward through dropout, activation, norm and bias, in place
+    INPUTS = "inputs"  # gradient of the matrix product's left side
+    SELF_INPUTS = "self_inputs"  # the self connection's share of the input gradient, accumulated
+    WEIGHTS = "weights"  # gradients of the layer's matrices
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What an operation costs, in the units of the trace's columns (counts and bytes)."""
+
+    rows: int = 0
+    nnz: int = 0
+    dim_in: int = 0
+    dim_out: int = 0
+    flops: int = 0
+    bytes_out: int = 0
+    bytes_in: int = 0
+    bits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PeerMessage:
+    """What one exchange moves between this rank and one peer, in one direction.
+
+    `bytes` is the length of the wire buffer, side information included.
+    """
+
+    peer: int
+    rows: int
+    bytes: int
+    bit_histogram: tuple[tuple[int, int], ...] = ()  # (bits, rows) pairs, ascending bits
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One step of a program. Operand names do not take part in equality: two runs agree when their work agrees."""
+
+    layer: int = NO_LAYER
+    direction: Direction = Direction.FORWARD
+    part: Part = Part.OWN
+    work: Work = Work()
+
+    @property
+    def detail(self) -> str:
+        """A qualifier of the operation's kind for the trace, such as a `Transform`'s stage."""
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate(Operation):
+    """``target[part] = A[part, :] source`` forward, ``Aᵀ`` backward; `accumulate` adds to the target instead."""
+
+    source: str = field(default="", compare=False)
+    target: str = field(default="", compare=False)
+    accumulate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Transform(Operation):
+    """The dense, row-wise half of a layer on the rows of `part`; `stage` says which step of it."""
+
+    stage: Stage = Stage.WHOLE
+    source: str = field(default="", compare=False)  # the layer's input rows h, or the upstream gradient
+    aggregated: str = field(default="", compare=False)  # the aggregated rows, where the stage reads them
+    target: str = field(default="", compare=False)
+
+    @property
+    def detail(self) -> str:
+        return self.stage.value
+
+
+@dataclass(frozen=True, slots=True)
+class Apply(Operation):
+    """A whole opaque layer (a user's own, a PyG convolution) on the rows of `part`, under autograd."""
+
+    source: str = field(default="", compare=False)
+    target: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantize(Operation):
+    """Gather the rows an exchange sends into one wire buffer per peer, encoded at `work.bits` bits (32: as they are)."""
+
+    source: str = field(default="", compare=False)
+    target: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Dequantize(Operation):
+    """Decode one peer's received wire buffer into its rows; `accumulate` adds, as gradients do."""
+
+    peer: int = -1
+    source: str = field(default="", compare=False)
+    target: str = field(default="", compare=False)
+    accumulate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange(Operation):
+    """Start all messages of one layer and direction. Does not block; the value sent back is a flight for `Wait`."""
+
+    outgoing: tuple[PeerMessage, ...] = ()
+    incoming: tuple[PeerMessage, ...] = ()
+    source: str = field(default="", compare=False)
+    target: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AllReduce(Operation):
+    """Start summing one bucket of gradients over all ranks. Does not block; the value sent back is a flight."""
+
+    bucket: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Wait(Operation):
+    """Block until a flight has landed: one peer's messages of an exchange, or (peer −1) everything of it."""
+
+    peer: int = -1
+    flight: Any = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Loss(Operation):
+    """The training loss of the labelled own rows and its gradient, written to `target` (zero on the other rows)."""
+
+    source: str = field(default="", compare=False)
+    target: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Step(Operation):
+    """One optimiser step on the replicated parameters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keep(Operation):
+    """A buffer comes to life: `work.rows` × `work.dim_out` values, `work.bytes_out` bytes."""
+
+    name: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Free(Operation):
+    """A buffer's last use has passed; its memory may serve the next `Keep`."""
+
+    name: str = field(default="", compare=False)
+
+
+Program = Generator[Operation, Any, Any]
+"""A method's epoch on one rank: yields operations, is sent their (opaque) values back."""
