@@ -100,9 +100,12 @@ class Transform(Operation):
     """The dense, row-wise half of a layer on the rows of `part`; `stage` says which step of it."""
 
     stage: Stage = Stage.WHOLE
-    source: str = field(default="", compare=False)  # the layer's input rows h, or the upstream gradient
-    aggregated: str = field(default="", compare=False)  # the aggregated rows, where the stage reads them
-    target: str = field(default="", compare=False)
+    source: str = field(default="", compare=False)  # h, the layer's input rows
+    aggregated: str = field(default="", compare=False)  # A h
+    preactivation: str = field(default="", compare=False)  # what bias, norm and activation are applied to
+    output: str = field(default="", compare=False)  # the layer's output rows
+    gradient: str = field(default="", compare=False)  # gradient of the pre-activation, or of the projected rows
+    target: str = field(default="", compare=False)  # what the stage writes
 
     @property
     def detail(self) -> str:

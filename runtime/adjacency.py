@@ -1,0 +1,130 @@
+"""A rank's rows of the aggregation matrix, forward and transposed, as ranges of one structure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from halocast.runtime import kernels
+from halocast.runtime.graph.shard import Shard
+from halocast.runtime.models.block import Block
+from halocast.runtime.models.layers import LinearAggregation
+from halocast.traces.operations import Part
+
+
+@dataclass(frozen=True)
+class RowSpace:
+    """Where each part of ``[central | marginal | halo]`` begins and ends."""
+
+    central: int
+    own: int
+    total: int
+
+    def slice(self, part: Part) -> slice:
+        return {
+            Part.CENTRAL: slice(0, self.central),
+            Part.MARGINAL: slice(self.central, self.own),
+            Part.OWN: slice(0, self.own),
+            Part.HALO: slice(self.own, self.total),
+            Part.ALL: slice(0, self.total),
+        }[part]
+
+
+class Adjacency:
+    """The shard's pattern on a device. Column numbers refer to the row space; see `Shard` for the order in a row."""
+
+    def __init__(self, shard: Shard, device: torch.device) -> None:
+        statistics = shard.statistics
+        self.rows = RowSpace(statistics.central, statistics.own, statistics.own + statistics.halo)
+        indptr = torch.from_numpy(shard.indptr).to(device)
+        self._begin_with_self = indptr[:-1].clone()
+        self._begin = self._begin_with_self + 1
+        self._end = indptr[1:].clone()
+        self._own_end = torch.from_numpy(shard.own_end).to(device)
+        self._indices = torch.from_numpy(shard.indices).to(device)
+        halo_indptr = torch.from_numpy(shard.halo_indptr).to(device)
+        self._halo_begin, self._halo_end = halo_indptr[:-1].clone(), halo_indptr[1:].clone()
+        self._halo_indices = torch.from_numpy(shard.halo_indices).to(device)
+        self.degrees = torch.from_numpy(shard.degrees).to(device)
+        self.global_ids = torch.from_numpy(shard.global_ids).to(device)
+        self.bytes = sum(
+            array.nbytes for array in (shard.indptr, shard.indices, shard.own_end, shard.halo_indptr, shard.halo_indices)
+        )
+        kernels.check_neighbours(self._begin_with_self, self._end, self._indices, self.rows.total)
+        kernels.check_neighbours(self._halo_begin, self._halo_end, self._halo_indices, self.rows.own)
+
+    def block(self, part: Part, stream: kernels.Stream | None) -> Block:
+        """What a layer sees when it computes `part` (of the own rows)."""
+        rows = self.rows.slice(part)
+        sources = self.rows.own if part is Part.CENTRAL else self.rows.total
+        return Block(
+            begin=self._begin[rows],
+            end=self._end[rows],
+            indices=self._indices,
+            first_target=rows.start,
+            sources=sources,
+            degrees=self.degrees[:sources],
+            global_ids=self.global_ids[:sources],
+            dropout_stream=stream,
+        )
+
+    def aggregation(self, layer: LinearAggregation, dtype: torch.dtype) -> Aggregation:
+        """Â of a layer on this structure."""
+        row_scale, column_scale = layer.scales(self.degrees, dtype)
+        return Aggregation(self, row_scale, column_scale, self_loop=layer.self_loop)
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """``Â = diag(row_scale) (A [+ I]) diag(column_scale)``; scales are [own + halo]."""
+
+    adjacency: Adjacency
+    row_scale: Tensor
+    column_scale: Tensor | None
+    self_loop: bool
+
+    @property
+    def _begin(self) -> Tensor:
+        return self.adjacency._begin_with_self if self.self_loop else self.adjacency._begin
+
+    def forward(self, part: Part, source: Tensor, target: Tensor) -> None:
+        """``target[part] = Â[part, :] source``; `part` is CENTRAL, MARGINAL or OWN."""
+        structure = self.adjacency
+        rows, own = structure.rows.slice(part), structure.rows.own
+        kernels.aggregate(
+            self._begin,
+            structure._end,
+            structure._indices,
+            source,
+            target[:own],
+            row_scale=self.row_scale[:own],
+            column_scale=None if self.column_scale is None else self.column_scale[: source.shape[0]],
+            rows=(rows.start, rows.stop),
+        )
+
+    def backward(self, part: Part, source: Tensor, target: Tensor) -> None:
+        """``target[part] = (Âᵀ source)[part]`` from own rows; `part` is OWN, HALO or ALL. The pattern is symmetric."""
+        structure = self.adjacency
+        own = structure.rows.own
+        if part is not Part.HALO:
+            kernels.aggregate(
+                self._begin,
+                structure._own_end,
+                structure._indices,
+                source[:own],
+                target[:own],
+                row_scale=None if self.column_scale is None else self.column_scale[:own],
+                column_scale=self.row_scale[:own],
+            )
+        if part is not Part.OWN and structure.rows.total > own:
+            kernels.aggregate(
+                structure._halo_begin,
+                structure._halo_end,
+                structure._halo_indices,
+                source[:own],
+                target[own : structure.rows.total],
+                row_scale=None if self.column_scale is None else self.column_scale[own:],
+                column_scale=self.row_scale[:own],
+            )

@@ -1,0 +1,64 @@
+"""Timing operations without disturbing them: the thread's clocks on a CPU, events on a GPU, read when all is done."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+
+class Timing(NamedTuple):
+    """When an operation started, how long it took, and the CPU time of the driving thread (or device time) in it."""
+
+    start_ns: int
+    wall_ns: int
+    cpu_ns: int
+
+
+class Clock(Protocol):
+    """Stamps are cheap and opaque; `timing` may only be asked after `settle`."""
+
+    def stamp(self) -> Any: ...
+
+    def settle(self) -> None:
+        """Wait until every stamp of the epoch can be read."""
+
+    def timing(self, before: Any, after: Any) -> Timing: ...
+
+
+class ThreadClock:
+    """CPU operations run when they are called: monotonic and thread-CPU time around the call."""
+
+    def stamp(self) -> tuple[int, int]:
+        return time.monotonic_ns(), time.thread_time_ns()
+
+    def settle(self) -> None:
+        pass
+
+    def timing(self, before: tuple[int, int], after: tuple[int, int]) -> Timing:
+        return Timing(before[0], after[0] - before[0], after[1] - before[1])
+
+
+class DeviceClock:
+    """CUDA operations are queued: events in the stream bracket them, and one wait an epoch makes all readable."""
+
+    def __init__(self) -> None:
+        self._reference: tuple[int, torch.cuda.Event] | None = None
+
+    def stamp(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        if self._reference is None:
+            event.synchronize()
+            self._reference = (time.monotonic_ns(), event)
+        return event
+
+    def settle(self) -> None:
+        torch.cuda.synchronize()
+
+    def timing(self, before: torch.cuda.Event, after: torch.cuda.Event) -> Timing:
+        assert self._reference is not None
+        host_ns, reference = self._reference
+        device_ns = int(before.elapsed_time(after) * 1e6)
+        return Timing(host_ns + int(reference.elapsed_time(before) * 1e6), device_ns, device_ns)

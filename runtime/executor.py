@@ -1,0 +1,516 @@
+"""Drives a program with torch: executes each operation for real, times it, sends its value back.
+
+What an operation means is in `traces.operations`; this module is its meaning on tensors. Buffers are views of one
+arena, planned from the programs' Keep and Free before the first epoch: no memory is allocated in an epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from halocast.runtime import kernels
+from halocast.runtime.adjacency import Adjacency, Aggregation
+from halocast.runtime.clock import Clock, DeviceClock, ThreadClock
+from halocast.runtime.exchange.transport import Flight, LostPeerError, Transport
+from halocast.runtime.features import FeatureRows
+from halocast.runtime.memory import Arena, plan_arena, walk
+from halocast.runtime.models.layers import LinearAggregation
+from halocast.runtime.models.network import GradientBuckets, GraphNetwork
+from halocast.runtime.programs.full import AGGREGATED_FEATURES, FEATURES
+from halocast.runtime.programs.schedule import Order, schedule_layers
+from halocast.traces.operations import (
+    Aggregate,
+    AllReduce,
+    Apply,
+    Dequantize,
+    Direction,
+    Exchange,
+    Free,
+    Keep,
+    Loss,
+    Operation,
+    Part,
+    PeerMessage,
+    Program,
+    Quantize,
+    Stage,
+    Step,
+    Transform,
+    Wait,
+)
+from halocast.traces.workload import RankView
+
+DROPOUT_IN_LAYER = 2
+"""Purpose word of the random stream that a user's layer draws from; 0 and 1 are the network's dropout and rounding."""
+
+
+class Method(Protocol):
+    """What the executor runs: one program an epoch, one for evaluation."""
+
+    name: str
+
+    def epoch(self, view: RankView) -> Program: ...
+
+    def evaluation(self, view: RankView) -> Program: ...
+
+
+class Recorder(Protocol):
+    """Where spans and messages go; `traces.trace.TraceWriter` is one."""
+
+    def span(
+        self,
+        phase: str,
+        epoch: int,
+        index: int,
+        operation: Operation,
+        stream: str,
+        start_ns: int,
+        wall_ns: int,
+        cpu_ns: int,
+        live_bytes: int,
+        peer: int = -1,
+    ) -> None: ...
+
+    def message(
+        self,
+        phase: str,
+        epoch: int,
+        index: int,
+        layer: int,
+        direction: str,
+        outgoing: PeerMessage | None,
+        incoming: PeerMessage | None,
+        start_ns: int,
+        send_done_ns: int,
+        receive_done_ns: int,
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class RankData:
+    """Everything static a rank computes with. Row tensors follow the row space ``[central | marginal | halo]``."""
+
+    adjacency: Adjacency
+    features: Mapping[str, FeatureRows]
+    """By buffer name: raw and aggregated feature rows, as far as the schedule needs them."""
+    boundary: Tensor
+    """int32: own rows sent to each peer, peer after peer."""
+    labels: Tensor
+    """[own] int64, or uint8 [own, classes]."""
+    train_rows: Tensor
+    """int64 own rows that are trained on."""
+    loss_scale: float
+    """1 / number of terms of the mean loss over all ranks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Which pass is running: randomness is keyed by the epoch, and evaluation draws none."""
+
+    phase: str
+    epoch: int
+
+    @property
+    def training(self) -> bool:
+        return self.phase == "train"
+
+
+class Executor:
+    """One rank's machine for programs of one method."""
+
+    def __init__(
+        self,
+        view: RankView,
+        method: Method,
+        network: GraphNetwork,
+        optimizer: torch.optim.Optimizer,
+        data: RankData,
+        transport: Transport,
+        *,
+        seed: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.view, self.method, self.network = view, method, network
+        self.optimizer, self.data, self.transport = optimizer, data, transport
+        self.buckets = GradientBuckets(network)
+        self._seed, self._recorder = seed, recorder
+        self._rows = data.adjacency.rows
+        self._schedules = schedule_layers(view)
+        self._aggregations: list[Aggregation | None] = [
+            data.adjacency.aggregation(layer, dtype) if isinstance(layer, LinearAggregation) else None
+            for layer in network.layers
+        ]
+        programs = {"train": walk(method.epoch(view)), "evaluate": walk(method.evaluation(view))}
+        self.arena_plan = plan_arena(list(programs.values()))
+        arena = Arena(self.arena_plan, dtype, device)
+        self._all_buffers = dict(zip(programs, arena.buffers, strict=True))
+        self._buffers = self._all_buffers["train"]
+        self._norm_statistics = [
+            (torch.empty(self._rows.total, dtype=dtype, device=device), torch.empty(self._rows.total, dtype=dtype, device=device))
+            if network.norm(index) is not None
+            else None
+            for index in range(len(network.layers))
+        ]
+        self._tapes: dict[tuple[int, Part], tuple[Tensor, Tensor]] = {}
+        self._clock: Clock = DeviceClock() if device.type == "cuda" else ThreadClock()
+        self._context = Context("train", 0)
+        self._live_bytes = 0
+        self._handlers: dict[type[Operation], Callable[[Any], Any]] = {
+            Aggregate: self._aggregate,
+            Transform: self._transform,
+            Apply: self._apply,
+            Quantize: self._gather,
+            Dequantize: self._accumulate,
+            Exchange: self._exchange,
+            AllReduce: self._all_reduce,
+            Wait: self._wait,
+            Loss: self._loss,
+            Step: self._step,
+        }
+        self._stages: dict[Stage, Callable[[Transform, slice], None]] = {
+            Stage.PROJECT: self._project,
+            Stage.FINISH: self._finish,
+            Stage.WHOLE: self._whole,
+            Stage.ACTIVATION: self._activation_backward,
+            Stage.INPUTS: self._inputs_backward,
+            Stage.SELF_INPUTS: self._self_inputs_backward,
+            Stage.WEIGHTS: self._weights_backward,
+        }
+
+    # -- running a program --------------------------------------------------------------------------------------
+
+    def train_epoch(self, epoch: int) -> float:
+        """One epoch; returns the mean training loss over all ranks."""
+        with torch.no_grad():
+            self._run(self.method.epoch(self.view), Context("train", epoch))
+        return float(self.buckets.loss)
+
+    def evaluate(self, epoch: int) -> Tensor:
+        """The logits of the own rows [own, classes]; valid until the next run."""
+        with torch.no_grad():
+            self._run(self.method.evaluation(self.view), Context("evaluate", epoch))
+        return self._buffers["logits"]
+
+    def _run(self, program: Program, context: Context) -> None:
+        self._context, self._buffers, self._live_bytes = context, self._all_buffers[context.phase], 0
+        self._tapes.clear()
+        recorded: list[tuple[int, Operation, Any, Any, int]] = []
+        flights: list[tuple[int, Operation, Flight]] = []
+        value: Any = None
+        index = 0
+        stamp, settle = self._clock.stamp, self._clock.settle
+        while True:
+            try:
+                operation = program.send(value)
+            except StopIteration:
+                break
+            kind = type(operation)
+            if kind is Keep or kind is Free:
+                self._live_bytes += self._change_of_live_bytes(operation)
+                value = None
+                continue
+            before = stamp()
+            try:
+                value = self._handlers[kind](operation)
+            except LostPeerError as error:
+                where = f"layer {operation.layer} {operation.direction}"
+                raise LostPeerError(f"{error} ({where}, epoch {context.epoch})") from error
+            recorded.append((index, operation, before, stamp(), self._live_bytes))
+            if kind is Exchange or kind is AllReduce:
+                flights.append((index, operation, value))
+            index += 1
+        if self._recorder is not None:
+            settle()
+            self._record(recorded, flights)
+
+    def _change_of_live_bytes(self, operation: Operation) -> int:
+        if isinstance(operation, Keep):
+            return operation.work.bytes_out
+        assert isinstance(operation, Free)
+        buffer = self._buffers[operation.name]
+        return -buffer.numel() * buffer.element_size()
+
+    def _record(
+        self, recorded: list[tuple[int, Operation, Any, Any, int]], flights: list[tuple[int, Operation, Flight]]
+    ) -> None:
+        assert self._recorder is not None
+        phase, epoch = self._context.phase, self._context.epoch
+        starts: dict[int, int] = {}
+        for index, operation, before, after, live_bytes in recorded:
+            timing = self._clock.timing(before, after)
+            starts[index] = timing.start_ns
+            self._recorder.span(
+                phase, epoch, index, operation, "compute", *timing, live_bytes, peer=getattr(operation, "peer", -1)
+            )
+        for index, operation, flight in flights:
+            start = starts[index]
+            done = max(flight.sent_ns(), flight.received_ns(), start)
+            self._recorder.span(phase, epoch, index, operation, "communication", start, done - start, 0, 0)
+            if isinstance(operation, Exchange):
+                self._record_messages(index, operation, flight, start)
+
+    def _record_messages(self, index: int, operation: Exchange, flight: Flight, start_ns: int) -> None:
+        assert self._recorder is not None
+        outgoing = {message.peer: message for message in operation.outgoing}
+        incoming = {message.peer: message for message in operation.incoming}
+        for peer in sorted({*outgoing, *incoming}):
+            self._recorder.message(
+                self._context.phase,
+                self._context.epoch,
+                index,
+                operation.layer,
+                operation.direction,
+                outgoing.get(peer),
+                incoming.get(peer),
+                start_ns,
+                flight.sent_ns(peer) if peer in outgoing else 0,
+                flight.received_ns(peer) if peer in incoming else 0,
+            )
+
+    # -- aggregation --------------------------------------------------------------------------------------------
+
+    def _dense(self, name: str) -> Tensor:
+        """A buffer of the arena, or dense static features."""
+        if name in self._buffers:
+            return self._buffers[name]
+        return self.data.features[name].values  # sparse features are only ever read through `product`
+
+    def _aggregate(self, operation: Aggregate) -> None:
+        aggregation = self._aggregations[operation.layer]
+        assert aggregation is not None
+        run = aggregation.forward if operation.direction is Direction.FORWARD else aggregation.backward
+        run(operation.part, self._dense(operation.source), self._buffers[operation.target])
+
+    # -- dense transforms ---------------------------------------------------------------------------------------
+
+    def _transform(self, operation: Transform) -> None:
+        self._stages[operation.stage](operation, self._rows.slice(operation.part))
+
+    def _linear(self, index: int) -> LinearAggregation:
+        layer = self.network.layers[index]
+        assert isinstance(layer, LinearAggregation)
+        return layer
+
+    def _product(self, name: str, rows: slice, weight: Tensor, out: Tensor, *, accumulate: bool = False) -> None:
+        """``out (+)= name[rows] @ weight`` where `name` is a buffer or static feature rows."""
+        if name in self._buffers:
+            source = self._buffers[name][rows]
+            if accumulate:
+                out.addmm_(source, weight)
+            else:
+                torch.mm(source, weight, out=out)
+        else:
+            self.data.features[name].product(rows, weight, out, accumulate=accumulate)
+
+    def _transposed_product(self, name: str, rows: slice, gradient: Tensor, out: Tensor) -> None:
+        """``out = name[rows]ᵀ @ gradient``."""
+        if name in self._buffers:
+            torch.mm(self._buffers[name][rows].t(), gradient, out=out)
+        else:
+            self.data.features[name].transposed_product(rows, gradient, out)
+
+    def _project(self, operation: Transform, rows: slice) -> None:
+        self._product(operation.source, rows, self._linear(operation.layer).weight, self._buffers[operation.target][rows])
+
+    def _whole(self, operation: Transform, rows: slice) -> None:
+        z = self._buffers[operation.preactivation][rows]
+        self._product(operation.aggregated, rows, self._linear(operation.layer).weight, z)
+        self._finish(operation, rows)
+
+    def _finish(self, operation: Transform, rows: slice) -> None:
+        z = self._buffers[operation.preactivation][rows]
+        layer, spec = self.network.layers[operation.layer], self.view.layers[operation.layer]
+        bias = None
+        if isinstance(layer, LinearAggregation):
+            bias = layer.bias
+            if layer.self_weight is not None:
+                self._product(operation.source, rows, layer.self_weight, z, accumulate=True)
+        if spec.residual:
+            z.add_(self._buffers[operation.source][rows])
+        kernels.epilogue_forward(
+            z,
+            self._buffers[operation.output][rows],
+            bias=bias,
+            normalization=self._normalization(operation.layer, rows),
+            relu=spec.activation,
+            **self._dropout(operation.layer, rows),
+        )
+
+    def _normalization(self, index: int, rows: slice) -> kernels.Normalization | None:
+        norm, statistics = self.network.norm(index), self._norm_statistics[index]
+        if norm is None or statistics is None:
+            return None
+        mean, rstd = statistics
+        return kernels.Normalization(norm.weight, norm.bias, mean[rows], rstd[rows], norm.eps)
+
+    def _dropout(self, index: int, rows: slice) -> dict[str, Any]:
+        probability = self.view.layers[index].dropout
+        if probability == 0.0 or not self._context.training:
+            return {}
+        stream = kernels.Stream(self._seed, self._context.epoch, index)
+        return {"dropout": kernels.Dropout(probability, stream), "nodes": self.data.adjacency.global_ids[rows]}
+
+    def _activation_backward(self, operation: Transform, rows: slice) -> None:
+        index = operation.layer
+        spec, layer, norm = self.view.layers[index], self.network.layers[index], self.network.norm(index)
+        bias = layer.bias if isinstance(layer, LinearAggregation) else None
+        normalization = self._normalization(index, rows)
+        kernels.epilogue_backward(
+            self._buffers[operation.gradient][rows],
+            out=self._buffers[operation.output][rows] if spec.activation else None,
+            z=None if normalization is None else self._buffers[operation.preactivation][rows],
+            bias=bias,
+            normalization=normalization,
+            relu=spec.activation,
+            gradients=kernels.EpilogueGradients(
+                bias=None if bias is None else self.buckets[bias],
+                gamma=None if norm is None else self.buckets[norm.weight],
+                beta=None if norm is None else self.buckets[norm.bias],
+                accumulate=False,
+            ),
+            **self._dropout(index, rows),
+        )
+
+    def _inputs_backward(self, operation: Transform, rows: slice) -> None:
+        weight = self._linear(operation.layer).weight
+        torch.mm(self._buffers[operation.gradient][rows], weight.t(), out=self._buffers[operation.target][rows])
+
+    def _self_inputs_backward(self, operation: Transform, rows: slice) -> None:
+        gradient, target = self._buffers[operation.gradient][rows], self._buffers[operation.target][rows]
+        self_weight = self._linear(operation.layer).self_weight
+        if self_weight is not None:
+            target.addmm_(gradient, self_weight.t())
+        if self.view.layers[operation.layer].residual:
+            target.add_(gradient)
+
+    def _weights_backward(self, operation: Transform, rows: slice) -> None:
+        """Matrices' gradients; transform-first layers pair their inputs with the gradient of the projected rows."""
+        index = operation.layer
+        layer = self._linear(index)
+        transform_first = self._schedules[index].order is Order.TRANSFORM_FIRST
+        left = operation.source if transform_first else operation.aggregated
+        self._transposed_product(left, rows, self._buffers[operation.gradient][rows], self.buckets[layer.weight])
+        output_gradient = self._buffers[f"g{index + 1}"] if transform_first else self._buffers[operation.gradient]
+        if layer.self_weight is not None:
+            own = self._rows.slice(Part.OWN) if transform_first else rows
+            self._transposed_product(operation.source, own, output_gradient[own], self.buckets[layer.self_weight])
+        spec = self.view.layers[index]
+        if not spec.has_epilogue:
+            kernels.column_sum(output_gradient[: self._rows.own], self.buckets[layer.bias])
+
+    # -- opaque layers ------------------------------------------------------------------------------------------
+
+    def _apply(self, operation: Apply) -> None:
+        if operation.direction is Direction.FORWARD:
+            self._apply_forward(operation)
+        else:
+            self._apply_backward(operation)
+
+    def _apply_forward(self, operation: Apply) -> None:
+        layer, training = self.network.layers[operation.layer], self._context.training
+        layer.train(training)
+        stream = kernels.Stream(self._seed, self._context.epoch, operation.layer, purpose=DROPOUT_IN_LAYER)
+        block = self.data.adjacency.block(operation.part, stream if training else None)
+        with torch.set_grad_enabled(training):
+            inputs = self._dense(operation.source)[: block.sources].detach()
+            inputs.requires_grad_(training and self._schedules[operation.layer].needs_input_gradient)
+            output = layer(block, inputs)
+        self._buffers[operation.target][self._rows.slice(operation.part)] = output.detach()
+        if training:
+            self._tapes[operation.layer, operation.part] = (inputs, output)
+
+    def _apply_backward(self, operation: Apply) -> None:
+        inputs, output = self._tapes.pop((operation.layer, operation.part))
+        parameters = list(self.network.layers[operation.layer].parameters())
+        wanted = [*parameters, inputs] if inputs.requires_grad else parameters
+        gradient = self._buffers[operation.source][self._rows.slice(operation.part)]
+        gradients = torch.autograd.grad(output, wanted, gradient, allow_unused=True)
+        first_call = operation.part is not Part.CENTRAL  # MARGINAL runs before CENTRAL, OWN runs alone
+        for parameter, value in zip(parameters, gradients, strict=False):
+            _put(self.buckets[parameter], value, overwrite=first_call)
+        if inputs.requires_grad:
+            _put(self._buffers[operation.target][: inputs.shape[0]], gradients[-1], overwrite=first_call)
+
+    # -- communication ------------------------------------------------------------------------------------------
+
+    def _gather(self, operation: Quantize) -> None:
+        kernels.gather_rows(self._dense(operation.source), self.data.boundary, self._buffers[operation.target])
+
+    def _accumulate(self, operation: Dequantize) -> None:
+        """Add one peer's gradient rows to the first `rows` of what was sent to it."""
+        peer, count = operation.peer, operation.work.rows
+        first = sum(self.view.part.boundary_to[:peer])
+        wire = self._wire_slices(self._buffers[operation.source], self._incoming_rows)[peer]
+        kernels.scatter_add_rows(wire, self.data.boundary[first : first + count], self._buffers[operation.target])
+
+    def _exchange(self, operation: Exchange) -> Flight:
+        """Forward: wire buffer → halo rows, in place. Backward: halo rows, in place → wire buffer."""
+        source, target = self._dense(operation.source), self._dense(operation.target)
+        if operation.direction is Direction.FORWARD:
+            outgoing = self._wire_slices(source, {message.peer: message.rows for message in operation.outgoing})
+            incoming = self._halo_slices(target, operation.incoming)
+        else:
+            outgoing = self._halo_slices(source, operation.outgoing)
+            self._incoming_rows = {message.peer: message.rows for message in operation.incoming}
+            incoming = self._wire_slices(target, self._incoming_rows)
+        return self.transport.start_exchange(list(outgoing.items()), list(incoming.items()))
+
+    def _wire_slices(self, wire: Tensor, rows: Mapping[int, int]) -> dict[int, Tensor]:
+        """Each peer's rows of a wire buffer, peer after peer."""
+        slices, start = {}, 0
+        for peer in sorted(rows):
+            slices[peer] = wire[start : start + rows[peer]]
+            start += rows[peer]
+        return slices
+
+    def _halo_slices(self, rows: Tensor, messages: tuple[PeerMessage, ...]) -> dict[int, Tensor]:
+        """The first `message.rows` of each peer's halo rows."""
+        starts = [self._rows.own + sum(self.view.part.halo_from[:message.peer]) for message in messages]
+        return {each.peer: rows[start : start + each.rows] for each, start in zip(messages, starts, strict=True)}
+
+    def _all_reduce(self, operation: AllReduce) -> Flight:
+        return self.transport.start_all_reduce(self.buckets.flat[operation.layer])
+
+    def _wait(self, operation: Wait) -> None:
+        operation.flight.wait(operation.peer)
+
+    # -- loss and step ------------------------------------------------------------------------------------------
+
+    def _loss(self, operation: Loss) -> None:
+        logits, gradient = self._buffers[operation.source], self._buffers[operation.target]
+        measure = kernels.cross_entropy if self.data.labels.dim() == 1 else kernels.bce
+        total = measure(logits, self.data.labels, self.data.train_rows, gradient, scale=self.data.loss_scale)
+        self.buckets.loss.fill_(total * self.data.loss_scale)
+
+    def _step(self, operation: Step) -> None:
+        self.optimizer.step()
+
+
+def _put(target: Tensor, value: Tensor | None, *, overwrite: bool) -> None:
+    """Write or add a gradient; autograd gives None where the output does not depend on the input."""
+    if overwrite:
+        target.zero_() if value is None else target.copy_(value)
+    elif value is not None:
+        target.add_(value)
+
+
+def with_aggregated_statistics(view: RankView, features: Mapping[str, FeatureRows]) -> RankView:
+    """The view with what only the prepared features know: whether ÂX is sparse, and how many values it stores."""
+    rows = features.get(AGGREGATED_FEATURES)
+    values = getattr(rows, "values", None)
+    if rows is None or not hasattr(rows, "begin") or values is None:
+        return view
+    central, own = view.part.central, view.part.own
+    stored = (rows.end - rows.begin).cpu()
+    counts = (int(stored[:central].sum()), int(stored[central:own].sum()), int(stored[own:].sum()))
+    return replace(view, part=replace(view.part, aggregated_sparse=True, aggregated_nnz=counts))
+
+
+__all__ = ["AGGREGATED_FEATURES", "FEATURES", "Context", "Executor", "RankData", "with_aggregated_statistics"]

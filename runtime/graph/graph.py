@@ -1,0 +1,333 @@
+"""The graph that is trained on: symmetric structure, features, labels and masks, and what makes one unusable."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from halocast.errors import GraphError, nearest
+from halocast.runtime.graph.adjacency import IntArray, check_range, index_dtype, symmetric_structure
+
+Metric = Literal["accuracy", "micro_f1", "roc_auc"]
+METRICS: tuple[Metric, ...] = ("accuracy", "micro_f1", "roc_auc")
+UNBALANCED_MINORITY = 0.35  # two classes, the rarer below this share: accuracy would flatter a constant answer
+
+Features = npt.NDArray[np.float32] | sparse.csr_matrix
+Labels = npt.NDArray[np.int64] | npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A static undirected graph with node features, labels and a split. Arrays are shared, not copied: do not write.
+
+    Attributes:
+        name: what it is called in tables and messages.
+        indptr: int64 [N+1], row starts of the symmetric CSR structure.
+        indices: int32 [nnz] (int64 from 2³¹ nodes on): neighbours, ascending in each row, both directions, no self
+            loops, no repeats.
+        features: float32 [N, F], C-contiguous, or a CSR matrix of float32.
+        labels: int64 [N] with -1 for none, or uint8 [N, C] of zeros and ones where `multilabel`.
+        train_mask: bool [N]; `val_mask` and `test_mask` likewise, disjoint.
+        classes: C.
+        multilabel: whether a node may have several classes.
+        metric: what quality is reported as.
+        meta: facts about its origin, JSON-able.
+    """
+
+    name: str
+    indptr: npt.NDArray[np.int64]
+    indices: IntArray
+    features: Features
+    labels: Labels
+    train_mask: Mask
+    val_mask: Mask
+    test_mask: Mask
+    classes: int
+    multilabel: bool
+    metric: Metric
+    meta: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+
+    @classmethod
+    def from_edges(
+        cls,
+        first: IntArray,
+        second: IntArray,
+        *,
+        name: str,
+        features: npt.ArrayLike | sparse.sparray | sparse.spmatrix,
+        labels: npt.ArrayLike,
+        train_mask: npt.ArrayLike,
+        val_mask: npt.ArrayLike,
+        test_mask: npt.ArrayLike,
+        classes: int | None = None,
+        metric: str | None = None,
+        meta: Mapping[str, object] | None = None,
+    ) -> Graph:
+        """Build a graph from pairs of node ids, each taken as undirected; N is the number of feature rows.
+
+        Args:
+            first: [pairs] ids in 0..N-1; `second` likewise. Repeats, reverses and self loops are merged or dropped.
+            features: [N, F], dense or any scipy sparse matrix; becomes float32.
+            labels: [N] class ids with -1 for none, or [N, C] zeros and ones.
+            classes: C, by default the largest label + 1 (or the columns).
+            metric: one of `METRICS`, by default `default_metric`.
+
+        Raises:
+            GraphError: an id out of range, a fractional label, an unknown metric. Everything else is `validate`'s.
+        """
+        facts = dict(meta or {})
+        rows = as_features(features)
+        truth = as_labels(labels)
+        count = int(classes) if classes is not None else count_classes(truth)
+        first, second, nodes = np.asarray(first), np.asarray(second), cast(int, rows.shape[0])
+        check_range(first, second, nodes, name)
+        indptr, indices = symmetric_structure(first, second, nodes)
+        return cls(
+            name=name,
+            indptr=indptr,
+            indices=indices,
+            features=rows,
+            labels=truth,
+            train_mask=np.asarray(train_mask, dtype=np.bool_),
+            val_mask=np.asarray(val_mask, dtype=np.bool_),
+            test_mask=np.asarray(test_mask, dtype=np.bool_),
+            classes=count,
+            multilabel=truth.ndim == 2,
+            metric=choose_metric(metric or cast("str | None", facts.get("metric")), truth, name),
+            meta=MappingProxyType(facts),
+        )
+
+    @property
+    def nodes(self) -> int:
+        """N."""
+        return self.indptr.size - 1
+
+    @property
+    def nnz(self) -> int:
+        """Stored entries of the structure: each undirected edge counts twice."""
+        return self.indices.size
+
+    @property
+    def edges(self) -> int:
+        """Undirected edges."""
+        return self.indices.size // 2
+
+    @property
+    def feature_dim(self) -> int:
+        """F."""
+        return cast(int, self.features.shape[1])
+
+    @property
+    def degrees(self) -> npt.NDArray[np.int64]:
+        """Neighbours of each node, int64 [N]."""
+        return np.diff(self.indptr)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with the structure, features, labels or masks, and with nothing else."""
+        digest = hashlib.blake2b(digest_size=8)
+        for array in self._contents():
+            digest.update(f"{array.dtype.str}{array.shape};".encode())
+            digest.update(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")
+        return digest.hexdigest()
+
+    def _contents(self) -> list[npt.NDArray[np.generic]]:
+        features: list[npt.NDArray[np.generic]] = [self.features] if isinstance(self.features, np.ndarray) else []
+        if not isinstance(self.features, np.ndarray):
+            rows = self.features  # scipy picks the index type by size and version: hash one type
+            features = [np.array(rows.shape), rows.indptr.astype(np.int64), rows.indices.astype(np.int64), rows.data]
+        return [self.indptr, self.indices, *features, self.labels, self.train_mask, self.val_mask, self.test_mask]
+
+
+def as_features(features: npt.ArrayLike | sparse.sparray | sparse.spmatrix) -> Features:
+    """Features as `Graph` holds them: C-contiguous float32, or CSR float32 with ascending columns."""
+    if sparse.issparse(features):
+        rows = sparse.csr_matrix(features, dtype=np.float32)
+        rows.sum_duplicates()
+        return rows
+    return np.ascontiguousarray(features, dtype=np.float32)
+
+
+def as_labels(labels: npt.ArrayLike) -> Labels:
+    """Labels as `Graph` holds them: [N] int64 (NaN means none), or [N, C] uint8 (255 where neither 0 nor 1).
+
+    Raises:
+        GraphError: a fractional class id.
+    """
+    array = np.asarray(labels)
+    if array.ndim < 2:
+        if array.dtype.kind == "f":
+            array = np.where(np.isnan(array), -1, array)
+        whole = array.astype(np.int64)
+        if not np.array_equal(whole, array):
+            raise GraphError(f"the label of node {int(np.argmax(whole != array))} is not a whole number")
+        return whole
+    return np.where((array == 0) | (array == 1), array, 255).astype(np.uint8)
+
+
+def count_classes(labels: Labels) -> int:
+    """Columns of multi-label truth, or the largest class id + 1."""
+    if labels.ndim == 2:
+        return labels.shape[1]
+    return int(labels.max(initial=-1)) + 1
+
+
+def choose_metric(asked: str | None, labels: Labels, source: str) -> Metric:
+    """The metric asked for, or the one that suits the labels; GraphError on an unknown name."""
+    if asked is None:
+        return default_metric(labels)
+    for metric in METRICS:
+        if asked == metric:
+            return metric
+    raise GraphError(f"{source}: metric '{asked}' is unknown{nearest(asked, METRICS)}")
+
+
+def default_metric(labels: Labels) -> Metric:
+    """Micro-F1 for multi-label truth, ROC AUC for two unbalanced classes, accuracy otherwise."""
+    if labels.ndim == 2:
+        return "micro_f1"
+    counts = np.bincount(labels[labels >= 0])
+    if counts.size == 2 and counts.min() < UNBALANCED_MINORITY * counts.sum():
+        return "roc_auc"
+    return "accuracy"
+
+
+def random_split(labels: Labels, seed: int = 0) -> tuple[Mask, Mask, Mask]:
+    """A 60/20/20 split of the labelled nodes, for graphs that come without one: three bool [N] masks."""
+    labelled = np.flatnonzero(labels >= 0) if labels.ndim == 1 else np.arange(labels.shape[0])
+    shuffled = np.random.default_rng(seed).permutation(labelled)
+    train, held_out = round(0.6 * labelled.size), round(0.2 * labelled.size)
+    masks = np.zeros((3, labels.shape[0]), dtype=np.bool_)
+    for mask, chosen in zip(masks, np.split(shuffled, [train, train + held_out]), strict=True):
+        mask[chosen] = True
+    return masks[0], masks[1], masks[2]
+
+
+def validate(graph: Graph, source: str | None = None) -> Graph:
+    """Return the graph if it can be trained on.
+
+    Raises:
+        GraphError: one line naming `source` (by default the graph) and the first thing that is wrong.
+    """
+    where = source or graph.name
+    if graph.nodes < 1:
+        raise GraphError(f"{where}: the graph is empty: it has no nodes")
+    _check_lengths(graph, where)
+    _check_structure(graph, where)
+    _check_features(graph, where)
+    _check_labels(graph, where)
+    _check_masks(graph, where)
+    return graph
+
+
+def _check_lengths(graph: Graph, where: str) -> None:
+    if graph.features.ndim != 2 or graph.feature_dim < 1:
+        raise GraphError(f"{where}: features have shape {list(graph.features.shape)}, needed is [nodes, at least 1]")
+    arrays = {"features": graph.features, "labels": graph.labels} | _masks(graph)
+    for name, array in arrays.items():
+        if array.shape[0] != graph.nodes:
+            raise GraphError(f"{where}: {name} has {array.shape[0]} rows for {graph.nodes} nodes")
+    if graph.multilabel != (graph.labels.ndim == 2):
+        raise GraphError(f"{where}: multilabel is {graph.multilabel}, but labels have {graph.labels.ndim} dimension(s)")
+
+
+def _check_structure(graph: Graph, where: str) -> None:
+    starts = graph.indptr
+    if starts[0] != 0 or starts[-1] != graph.nnz or (np.diff(starts) < 0).any():
+        raise GraphError(f"{where}: indptr must rise from 0 to the {graph.nnz} entries of indices")
+    if graph.indices.dtype != index_dtype(graph.nodes):
+        raise GraphError(f"{where}: indices are {graph.indices.dtype}, needed is {np.dtype(index_dtype(graph.nodes))}")
+    rows = np.repeat(np.arange(graph.nodes, dtype=graph.indices.dtype), graph.degrees)
+    if graph.nnz and (graph.indices.min() < 0 or graph.indices.max() >= graph.nodes):
+        at = int(((graph.indices < 0) | (graph.indices >= graph.nodes)).argmax())
+        raise GraphError(
+            f"{where}: node {int(rows[at])} has neighbour {int(graph.indices[at])}, "
+            f"but node ids run from 0 to {graph.nodes - 1}"
+        )
+    loops = graph.indices == rows
+    if loops.any():
+        raise GraphError(f"{where}: node {int(rows[loops.argmax()])} has an edge to itself; drop self loops")
+    unordered = (np.diff(graph.indices) <= 0) & (rows[1:] == rows[:-1])
+    if unordered.any():
+        raise GraphError(f"{where}: neighbours of node {int(rows[unordered.argmax()])} are not ascending and unique")
+    _check_symmetry(graph, rows, where)
+
+
+def _check_symmetry(graph: Graph, rows: IntArray, where: str) -> None:
+    shape = (graph.nodes, graph.nodes)
+    entries = np.ones(graph.nnz, dtype=np.bool_)
+    transposed = sparse.csr_array((entries, graph.indices, graph.indptr), shape=shape).tocsc()
+    same_counts = np.array_equal(transposed.indptr, graph.indptr)
+    if same_counts and np.array_equal(transposed.indices, graph.indices):
+        return
+    forward = rows.astype(np.int64) * graph.nodes + graph.indices
+    backward = graph.indices.astype(np.int64) * graph.nodes + rows
+    at = int(np.isin(backward, forward, invert=True).argmax())
+    u, v = int(rows[at]), int(graph.indices[at])
+    raise GraphError(
+        f"{where}: edges are not symmetric: {u} -> {v} has no {v} -> {u}; "
+        "to take every edge as undirected load with symmetrise=True (--set graph.symmetrise=true)"
+    )
+
+
+def _check_features(graph: Graph, where: str) -> None:
+    features = graph.features
+    if features.dtype != np.float32:
+        raise GraphError(f"{where}: features are {features.dtype}, needed is float32")
+    values = features if isinstance(features, np.ndarray) else features.data
+    if np.isfinite(values).all():
+        return
+    if isinstance(features, np.ndarray):
+        node, column = np.argwhere(~np.isfinite(features))[0]
+    else:
+        at = int((~np.isfinite(values)).argmax())
+        node, column = np.searchsorted(features.indptr, at, side="right") - 1, features.indices[at]
+    raise GraphError(
+        f"{where}: feature {int(column)} of node {int(node)} is {features[int(node), int(column)]} "
+        f"({int((~np.isfinite(values)).sum())} values are not finite); replace or drop them"
+    )
+
+
+def _check_labels(graph: Graph, where: str) -> None:
+    if graph.multilabel:
+        if graph.labels.shape[1] != graph.classes:
+            raise GraphError(f"{where}: labels have {graph.labels.shape[1]} columns for {graph.classes} classes")
+        wrong = graph.labels.max(axis=1, initial=0) > 1
+        allowed = "0 and 1"
+    else:
+        wrong = (graph.labels < -1) | (graph.labels >= graph.classes)
+        allowed = f"-1 (none) to {graph.classes - 1}"
+    if wrong.any():
+        node = int(wrong.argmax())
+        value = "not binary" if graph.multilabel else int(graph.labels[node])
+        raise GraphError(f"{where}: the label of node {node} is {value}; allowed: {allowed}")
+
+
+def _check_masks(graph: Graph, where: str) -> None:
+    masks = _masks(graph)
+    for name, mask in masks.items():
+        if mask.ndim != 1:
+            raise GraphError(f"{where}: {name} has shape {list(mask.shape)}, needed is [nodes]; choose one split")
+        unlabelled = mask & (graph.labels < 0) if not graph.multilabel else np.zeros_like(mask)
+        if unlabelled.any():
+            raise GraphError(f"{where}: node {int(unlabelled.argmax())} is in {name} but has no label")
+    overlap = sum(mask.astype(np.int8) for mask in masks.values()) > 1
+    if np.any(overlap):
+        node = int(np.argmax(overlap))
+        both = " and ".join(name for name, mask in masks.items() if mask[node])
+        raise GraphError(f"{where}: node {node} is in both {both} ({int(np.sum(overlap))} such nodes)")
+    if not graph.train_mask.any():
+        raise GraphError(f"{where}: no training nodes: train_mask is false everywhere")
+
+
+def _masks(graph: Graph) -> dict[str, Mask]:
+    return {"train_mask": graph.train_mask, "val_mask": graph.val_mask, "test_mask": graph.test_mask}

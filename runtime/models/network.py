@@ -1,0 +1,113 @@
+"""The network: layers one after the other, each hidden one followed by norm, ReLU and dropout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from halocast.runtime.models.layers import LinearAggregation, build_layer
+from halocast.traces.workload import LayerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkShape:
+    """The model section of a run, resolved."""
+
+    layer: str = "sage"
+    layers: int = 3
+    hidden: int = 128
+    dropout: float = 0.5
+    """On the output of every hidden layer."""
+    norm: str = "none"
+    """"none" or "layer"."""
+    residual: bool = False
+    """Add a layer's input to its pre-activation wherever the widths agree (from the second layer on)."""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class GraphNetwork(nn.Module):
+    """Parameters and shapes of the whole model; the executor runs it operation by operation."""
+
+    def __init__(self, shape: NetworkShape, dim_in: int, classes: int, *, seed: int, dtype: torch.dtype) -> None:
+        """The same seed gives the same parameters on every rank."""
+        super().__init__()
+        self.shape = shape
+        widths = [dim_in, *[shape.hidden] * (shape.layers - 1), classes]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.layers = nn.ModuleList(
+                build_layer(shape.layer, width_in, width_out, shape.options)
+                for width_in, width_out in zip(widths[:-1], widths[1:], strict=True)
+            )
+        hidden = range(shape.layers - 1)
+        self.norms = nn.ModuleList(nn.LayerNorm(shape.hidden) for _ in hidden if shape.norm == "layer")
+        self.widths = widths
+        self.to(dtype)
+
+    def norm(self, index: int) -> nn.LayerNorm | None:
+        """The norm that follows layer `index`, if any."""
+        norm = self.norms[index] if index < len(self.norms) else None
+        assert norm is None or isinstance(norm, nn.LayerNorm)
+        return norm
+
+    def layer_parameters(self, index: int) -> list[nn.Parameter]:
+        """The parameters whose gradients travel in the bucket of layer `index`, in a fixed order."""
+        norm = self.norm(index)
+        return [*self.layers[index].parameters(), *([] if norm is None else norm.parameters())]
+
+    def specs(self) -> tuple[LayerSpec, ...]:
+        """The shapes as programs see them."""
+        return tuple(self._spec(index) for index in range(self.shape.layers))
+
+    def _spec(self, index: int) -> LayerSpec:
+        layer, shape, last = self.layers[index], self.shape, index == self.shape.layers - 1
+        linear = isinstance(layer, LinearAggregation)
+        dim_in, dim_out = self.widths[index], self.widths[index + 1]
+        return LayerSpec(
+            dim_in=dim_in,
+            dim_out=dim_out,
+            linear_aggregation=linear,
+            self_loop=isinstance(layer, LinearAggregation) and layer.self_loop,
+            self_weight=isinstance(layer, LinearAggregation) and layer.self_weight is not None,
+            bias=linear,
+            norm=not last and shape.norm == "layer",
+            activation=not last,
+            dropout=0.0 if last else shape.dropout,
+            residual=shape.residual and index > 0 and dim_in == dim_out,
+            parameters=sum(parameter.numel() for parameter in self.layer_parameters(index)),
+        )
+
+
+class GradientBuckets:
+    """One flat gradient tensor a layer, each parameter's ``grad`` a view of it; the last one has a slot for the loss."""
+
+    def __init__(self, network: GraphNetwork) -> None:
+        self.flat: list[Tensor] = []
+        self._views: dict[nn.Parameter, Tensor] = {}
+        last = network.shape.layers - 1
+        for index in range(network.shape.layers):
+            parameters = network.layer_parameters(index)
+            size = sum(parameter.numel() for parameter in parameters)
+            flat = parameters[0].new_zeros(size + (1 if index == last else 0)).detach()
+            offset = 0
+            for parameter in parameters:
+                view = flat[offset : offset + parameter.numel()].view_as(parameter)
+                parameter.grad = view
+                self._views[parameter] = view
+                offset += parameter.numel()
+            self.flat.append(flat)
+
+    def __getitem__(self, parameter: nn.Parameter) -> Tensor:
+        return self._views[parameter]
+
+    @property
+    def loss(self) -> Tensor:
+        """Scalar view: the sum of the losses of the rank's training rows, over all ranks once reduced."""
+        return self.flat[-1][-1]
+
+    def zero(self) -> None:
+        for flat in self.flat:
+            flat.zero_()

@@ -1,0 +1,161 @@
+"""What a program knows about its rank: the shape of the model and the statistics of the rank's shard.
+
+Everything here is plain integers, so that the same view drives the runtime (with a real shard behind it) and the
+simulator (with the statistics of a partition that was never materialised).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from halocast.traces.operations import Part
+
+
+@dataclass(frozen=True, slots=True)
+class ExactSavings:
+    """The lossless savings of a plan; each changes what is sent or recomputed, never a gradient."""
+
+    aggregate_features_once: bool = True
+    """ÂX is constant: aggregate the raw features before the first epoch, not in every one."""
+    transform_first: bool = True
+    """Where a layer narrows the row, multiply first: A(HW) = (AH)W moves the shorter row."""
+    labelled_gradients_only: bool = True
+    """In the last layer only halo rows beside a labelled row have a gradient: send those."""
+    keep_halo_features: bool = True
+    """Keep each halo node's static first-layer input, so that its first hidden row is computed here, not received."""
+
+    @classmethod
+    def none(cls) -> ExactSavings:
+        """Every saving off: full-graph training as the literature runs it."""
+        return cls(False, False, False, False)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """The shape of one layer, as far as its cost and its data flow depend on it."""
+
+    dim_in: int
+    dim_out: int
+    linear_aggregation: bool = True
+    """True: the layer is a fixed linear aggregation and a dense transform. False: opaque, run whole under autograd."""
+    self_loop: bool = False
+    """The aggregation includes the row itself (GCN)."""
+    self_weight: bool = False
+    """A second matrix multiplies the row itself (GraphSAGE)."""
+    bias: bool = True
+    norm: bool = False
+    activation: bool = True
+    dropout: float = 0.0
+    residual: bool = False
+    parameters: int = 0
+    """Values in the layer's gradient bucket."""
+
+    @property
+    def has_epilogue(self) -> bool:
+        """Whether anything follows the matrix product besides the bias."""
+        return self.norm or self.activation or self.dropout > 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PartStatistics:
+    """Workload statistics of one part; rows are counted in the order ``[central | marginal | halo by peer]``."""
+
+    central: int
+    marginal: int
+    nnz_central: int
+    """Entries of the central rows of A, without the diagonal."""
+    nnz_marginal: int
+    """Entries of the marginal rows of A over own and halo columns, without the diagonal."""
+    nnz_halo: int
+    """Those of them in halo columns: also the entries of the halo rows of Aᵀ."""
+    halo_from: tuple[int, ...]
+    """Rows received from each peer in a forward exchange."""
+    boundary_to: tuple[int, ...]
+    """Rows sent to each peer in a forward exchange."""
+    labelled: int
+    """Own training rows."""
+    labelled_halo_from: tuple[int, ...]
+    """Halo rows of each peer that have a training row among their neighbours here."""
+    labelled_boundary_to: tuple[int, ...]
+    """Own rows that have a training row among their neighbours at each peer."""
+    feature_dim: int
+    features_sparse: bool = False
+    feature_nnz: tuple[int, int, int] = (0, 0, 0)
+    """Stored values of the raw feature rows, (central, marginal, halo), where they are sparse."""
+    aggregated_sparse: bool = False
+    aggregated_nnz: tuple[int, int, int] = (0, 0, 0)
+    """The same of the aggregated feature rows; they depend on the model, so the runtime fills them in."""
+
+    @property
+    def own(self) -> int:
+        return self.central + self.marginal
+
+    @property
+    def halo(self) -> int:
+        return sum(self.halo_from)
+
+    @property
+    def boundary(self) -> int:
+        """Rows sent over all peers; a row that two peers need counts twice."""
+        return sum(self.boundary_to)
+
+    def rows(self, part: Part) -> int:
+        """Rows of a part of the row space."""
+        return {
+            Part.CENTRAL: self.central,
+            Part.MARGINAL: self.marginal,
+            Part.OWN: self.own,
+            Part.HALO: self.halo,
+            Part.ALL: self.own + self.halo,
+        }[part]
+
+    def nnz(self, part: Part, *, backward: bool = False, self_loop: bool = False) -> int:
+        """Entries of A (or of Aᵀ going backward) in the rows of `part`; `self_loop` adds the diagonal of own rows."""
+        if backward:
+            own = self.nnz_central + self.nnz_marginal - self.nnz_halo
+            entries = {Part.HALO: self.nnz_halo, Part.OWN: own, Part.ALL: own + self.nnz_halo}[part]
+            return entries + (self.own if self_loop and part is not Part.HALO else 0)
+        entries = {
+            Part.CENTRAL: self.nnz_central,
+            Part.MARGINAL: self.nnz_marginal,
+            Part.OWN: self.nnz_central + self.nnz_marginal,
+        }[part]
+        return entries + (self.rows(part) if self_loop else 0)
+
+    def stored_values(self, part: Part, *, aggregated: bool) -> int:
+        """Stored values of the (raw or aggregated) sparse feature rows of `part`."""
+        central, marginal, halo = self.aggregated_nnz if aggregated else self.feature_nnz
+        return {
+            Part.CENTRAL: central,
+            Part.MARGINAL: marginal,
+            Part.OWN: central + marginal,
+            Part.HALO: halo,
+            Part.ALL: central + marginal + halo,
+        }[part]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PartStatistics:
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class RankView:
+    """All that a program may ask about the rank it runs on."""
+
+    rank: int
+    world_size: int
+    layers: tuple[LayerSpec, ...]
+    part: PartStatistics
+    exact: ExactSavings = ExactSavings()
+    value_bytes: int = 4
+    """Bytes of one value in memory and, unquantised, on the wire."""
+
+    @property
+    def peers_in_ring_order(self) -> tuple[int, ...]:
+        """The other ranks, nearest predecessor first: the fixed order in which messages are waited for."""
+        return tuple((self.rank - step) % self.world_size for step in range(1, self.world_size))
