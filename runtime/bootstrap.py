@@ -20,7 +20,7 @@ GO = b"go"
 
 
 def die_with_launcher(launcher: int) -> None:
-    """Have the kernel kill this process when `launcher` dies; survives `exec`. Elsewhere than Linux the guard does it."""
+    """Have the kernel kill this process when `launcher` dies; survives `exec`. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != launcher:  # it died before the line above

@@ -159,6 +159,7 @@ class Executor:
             for index in range(len(network.layers))
         ]
         self._tapes: dict[tuple[int, Part], tuple[Tensor, Tensor]] = {}
+        self._incoming_rows: dict[str, dict[int, int]] = {}
         self._clock: Clock = DeviceClock() if device.type == "cuda" else ThreadClock()
         self._context = Context("train", 0)
         self._live_bytes = 0
@@ -447,7 +448,7 @@ class Executor:
         """Add one peer's gradient rows to the first `rows` of what was sent to it."""
         peer, count = operation.peer, operation.work.rows
         first = sum(self.view.part.boundary_to[:peer])
-        wire = self._wire_slices(self._buffers[operation.source], self._incoming_rows)[peer]
+        wire = self._wire_slices(self._buffers[operation.source], self._incoming_rows[operation.source])[peer]
         kernels.scatter_add_rows(wire, self.data.boundary[first : first + count], self._buffers[operation.target])
 
     def _exchange(self, operation: Exchange) -> Flight:
@@ -458,8 +459,9 @@ class Executor:
             incoming = self._halo_slices(target, operation.incoming)
         else:
             outgoing = self._halo_slices(source, operation.outgoing)
-            self._incoming_rows = {message.peer: message.rows for message in operation.incoming}
-            incoming = self._wire_slices(target, self._incoming_rows)
+            rows = {message.peer: message.rows for message in operation.incoming}
+            self._incoming_rows[operation.target] = rows
+            incoming = self._wire_slices(target, rows)
         return self.transport.start_exchange(list(outgoing.items()), list(incoming.items()))
 
     def _wire_slices(self, wire: Tensor, rows: Mapping[int, int]) -> dict[int, Tensor]:

@@ -140,8 +140,8 @@ def aggregated_features(
     if _share_of_stored_values(adjacency, features, transport) >= DENSE_FROM:
         values = torch.empty(shard.statistics.rows(part), shard.statistics.feature_dim, dtype=dtype)
         for start in range(0, own, 4096):  # in pieces: the sparse product is larger than what it is stored into
-            product = adjacency[start : start + 4096] @ features
-            values[start : start + 4096] = torch.from_numpy(product.toarray()).to(dtype)
+            rows = slice(start, min(start + 4096, own))
+            values[rows] = torch.from_numpy((adjacency[rows] @ features).toarray()).to(dtype)
         if part is Part.ALL:
             _exchange_dense(values, shard, transport)
         return DenseRows(values.to(device))

@@ -31,9 +31,8 @@ class LaunchContext:
     def __post_init__(self) -> None:
         if not (0 <= self.rank < self.world_size and 0 <= self.local_rank < self.local_world_size <= self.world_size):
             raise MisuseError(
-                f"the environment set by {self.launcher} is contradictory: rank {self.rank} of {self.world_size}, local "
-                f"rank {self.local_rank} of {self.local_world_size}; unset RANK, WORLD_SIZE and SLURM_PROCID to start "
-                "local ranks"
+                f"the environment set by {self.launcher} is contradictory: rank {self.rank} of {self.world_size}, "
+                f"local rank {self.local_rank} of {self.local_world_size}; unset RANK and SLURM_PROCID to start local ranks"
             )
         if not 0 < self.master_port < 65_536:
             raise MisuseError(f"MASTER_PORT is {self.master_port}, but a port lies in 1..65535")
@@ -116,11 +115,13 @@ def _node_list(environment: Mapping[str, str]) -> str:
     for name in ("SLURM_STEP_NODELIST", "SLURM_NODELIST", "SLURM_JOB_NODELIST"):
         if environment.get(name):
             return environment[name]
-    raise MisuseError("this process was started by srun, but SLURM_NODELIST is not set; set MASTER_ADDR to rank 0's host")
+    raise MisuseError(
+        "this process was started by srun, but SLURM_NODELIST is not set; set MASTER_ADDR to rank 0's host"
+    )
 
 
 def _first_host(node_list: str) -> str:
-    """Return the first host of a Slurm host list such as ``rack[1-2]n[01-16,20],login``, asking scontrol if it is there."""
+    """Return the first host of a Slurm host list such as ``rack[1-2]n[01-16],login``, asking scontrol if there."""
     scontrol = shutil.which("scontrol")
     if scontrol:
         answer = subprocess.run([scontrol, "show", "hostnames", node_list], capture_output=True, text=True, check=False)

@@ -58,7 +58,7 @@ class _Lifetime:
 def plan_arena(programs: Sequence[Iterable[Operation]]) -> ArenaPlan:
     """Place every buffer, largest first, at the lowest offset free for its whole life (one arena for all programs).
 
-    Raises ValueError for a program that keeps a live name again or frees an unknown one.
+    Raises ValueError for a program that keeps a name twice or frees an unknown one.
     """
     placements, size, peak = [], 0, 0
     for program in programs:
@@ -81,15 +81,12 @@ def _lifetimes(program: Iterable[Operation]) -> list[_Lifetime]:
     def end_life(name: str) -> None:
         start, keep = alive.pop(name)
         size = -(-keep.work.bytes_out // ALIGNMENT) * ALIGNMENT
-        previous = lifetimes.get(name)
-        if previous is not None:  # a name used twice in an epoch keeps one place for both lives
-            start, size = previous.start, max(size, previous.size)
         lifetimes[name] = _Lifetime(name, size, start, clock, keep.work.rows, keep.work.dim_out)
 
     for clock, operation in enumerate(program):
         if isinstance(operation, Keep):
-            if operation.name in alive:
-                raise ValueError(f"buffer '{operation.name}' is kept twice without being freed")
+            if operation.name in alive or operation.name in lifetimes:
+                raise ValueError(f"buffer '{operation.name}' is kept twice in one program")
             alive[operation.name] = (clock, operation)
         elif isinstance(operation, Free):
             if operation.name not in alive:

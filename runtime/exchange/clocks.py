@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 import torch
 
 from halocast.runtime.exchange.transport import Transport
+from halocast.traces.trace import ClockOffset
 
 ROUND_TRIPS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class ClockOffset:
-    """`offset_ns` = this rank's clock − rank 0's; the truth lies within ± `uncertainty_ns`."""
-
-    offset_ns: int
-    uncertainty_ns: int
 
 
 def measure_clock_offset(transport: Transport) -> ClockOffset:
@@ -27,15 +19,16 @@ def measure_clock_offset(transport: Transport) -> ClockOffset:
             for _ in range(ROUND_TRIPS):
                 _receive(transport, peer)
                 _send(transport, peer)
-        return ClockOffset(0, 0)
-    best = ClockOffset(0, 2**62)
+        return ClockOffset()
+    best = ClockOffset(uncertainty_ns=2**62)
     for _ in range(ROUND_TRIPS):
         departed = time.monotonic_ns()
         _send(transport, 0)
         reference = _receive(transport, 0)
         arrived = time.monotonic_ns()
         if (arrived - departed) // 2 < best.uncertainty_ns:
-            best = ClockOffset((departed + arrived) // 2 - reference, (arrived - departed) // 2)
+            middle = (departed + arrived) // 2
+            best = ClockOffset(offset_ns=middle - reference, uncertainty_ns=(arrived - departed) // 2)
     return best
 
 

@@ -187,17 +187,21 @@ def feature_arrays(features: Features) -> dict[str, Array]:
     }
 
 
-def write_npz(path: Path | str, arrays: Mapping[str, Array | tuple[Header, Iterable[Array]]]) -> None:
-    """Write arrays into a compressed ``.npz`` with fixed times, so that equal contents give equal bytes.
+def write_npz(
+    path: Path | str, arrays: Mapping[str, Array | tuple[Header, Iterable[Array]]], *, compress: bool = True
+) -> None:
+    """Write arrays into an ``.npz`` with fixed times, so that equal contents give equal bytes.
 
     Args:
         path: replaced only once the new file is complete.
         arrays: by name, an array, or (header, blocks) for one that is written block by block and never held whole.
+        compress: deflate the members; noise does not shrink and large files then cost time for nothing.
     """
     path = Path(path)
     draft = path.with_name(f".{path.name}.part")
     try:
-        with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+        method = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+        with zipfile.ZipFile(draft, "w", method) as archive:
             for name, content in arrays.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     _write_member(member, content)

@@ -1,0 +1,8 @@
+"""Training methods as programs: one file a method; a new one is registered here and nowhere else."""
+
+from __future__ import annotations
+
+from halocast.runtime.programs.full import FullGraph
+
+METHODS = {method.name: method for method in (FullGraph(),)}
+"""Methods by the name that ``--method`` takes."""

@@ -148,7 +148,13 @@ class LayerProgram:
 
     @property
     def wire(self) -> str:
+        """Rows on their way out, going forward."""
         return f"wire{self.index}"
+
+    @property
+    def gradient_wire(self) -> str:
+        """Gradient rows that came in, going backward."""
+        return f"gradient_wire{self.index}"
 
     # -- forward ------------------------------------------------------------------------------------------------
 
@@ -362,8 +368,8 @@ class LayerProgram:
         rows_out, rows_in = self.backward_rows
         dim = self.exchange_dim
         size = sum(rows_in) * dim * self.view.value_bytes
-        yield Keep(self.index, BACKWARD, work=Work(rows=sum(rows_in), dim_out=dim, bytes_out=size), name=self.wire)
-        return (yield self.exchange(BACKWARD, rows_out, rows_in, gradients, self.wire))
+        yield Keep(self.index, BACKWARD, work=Work(rows=sum(rows_in), dim_out=dim, bytes_out=size), name=self.gradient_wire)
+        return (yield self.exchange(BACKWARD, rows_out, rows_in, gradients, self.gradient_wire))
 
     def receive_boundary_gradients(self, flight: Any, gradients: str) -> Steps:
         """Add each peer's share in ring order, so that the sums do not depend on which message lands first."""
@@ -385,11 +391,11 @@ class LayerProgram:
                     bits=self.bits,
                 ),
                 peer=peer,
-                source=self.wire,
+                source=self.gradient_wire,
                 target=gradients,
                 accumulate=True,
             )
-        yield Free(self.index, BACKWARD, name=self.wire)
+        yield Free(self.index, BACKWARD, name=self.gradient_wire)
 
     @property
     def backward_rows(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,0 +1,70 @@
+"""The command line. Commands are imported when they are called: ``halocast --help`` never pays for torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cyclopts import App, CycloptsError
+
+from halocast import __version__
+from halocast.cli.console import Console
+from halocast.errors import HalocastError, MisuseError, nearest
+
+INTERRUPTED = 130
+CRASHED = 1
+
+app = App(
+    name="halocast",
+    help="Train a graph neural network on a whole graph across many devices, and record what it did.",
+    version=__version__,
+    help_format="rst",
+)
+for name in ("demo", "train", "datasets", "partition", "export", "doctor"):
+    app.command(f"halocast.cli.{name}:{name}", name=name)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit with its code: 0 ok, 1 failed, 2 misuse, 3 a check failed, 130 interrupted."""
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """The same without exiting; prints one line for each failure, the traceback as well with ``--debug``."""
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    console = Console()
+    try:
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in app:
+            raise MisuseError(f"unknown command '{arguments[0]}'{nearest(arguments[0], _commands())}")
+        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        return code if isinstance(code, int) else 0
+    except HalocastError as error:
+        failure, code = str(error), error.exit_code
+        _show_traceback(debug)
+    except CycloptsError as error:
+        failure, code = " ".join(str(error).split()), MisuseError.exit_code
+        _show_traceback(debug)
+    except KeyboardInterrupt:
+        failure, code = "interrupted; what was written so far is kept", INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001 - the last resort: one line, and the way to learn more
+        text = " ".join(str(error).split())
+        failure, code = f"{type(error).__name__}: {text} (a bug; see more with --debug)", CRASHED
+        _show_traceback(debug)
+    console.error(failure)
+    return code
+
+
+def _commands() -> list[str]:
+    return [name for name in app if not name.startswith("-")]
+
+
+def _show_traceback(debug: bool) -> None:
+    if debug:
+        traceback.print_exc()

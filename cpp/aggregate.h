@@ -1,0 +1,162 @@
+// Sparse rows times a dense matrix; the sums of a row stay in registers.
+#pragma once
+
+#include "kernels.h"
+#include "parallel.h"
+#include "simd.h"
+
+namespace halocast::HALOCAST_ISA {
+namespace {
+
+// Edges between the row being added and the row being fetched; fetching wider rows needs less head start.
+template <int Vectors>
+constexpr std::int64_t prefetch_distance = Vectors * vector_bytes >= 512 ? 8 : 16;
+
+// Rows cost this many edges on top of their own: start-up, scaling and storing.
+constexpr std::int64_t row_cost = 4;
+
+constexpr std::int64_t min_chunk_floats = 1 << 15;
+constexpr std::int64_t chunks_per_thread = 32;
+
+// Adds one edge's row of `Vectors` registers, the last of them `tail` lanes wide.
+template <class T, int Vectors, bool Tail, bool Weighted>
+inline __attribute__((always_inline)) void add_row(Vector<T>* sums, const T* in, int tail, T weight) {
+  for (int v = 0; v < Vectors; ++v) {
+    const T* from = in + v * lanes<T>;
+    const Vector<T> x = Tail && v == Vectors - 1 ? load_partial(from, tail) : load(from);
+    if constexpr (Weighted)
+      sums[v] += x * weight;
+    else
+      sums[v] += x;
+  }
+}
+
+// Rows [first, last), columns [column, column + width). last_edge: the last edge that may be looked ahead to.
+template <class T, int Vectors, bool Tail, bool Weighted>
+void aggregate_block(const Aggregate<T>& a, std::int64_t first, std::int64_t last, std::int64_t column, int tail, std::int64_t last_edge) {
+  // One narrow row would wait for its own additions: take several edges at once, in sums of their own.
+  constexpr int ways = Vectors == 1 ? 4 : Vectors <= 3 ? 2 : 1;
+  constexpr std::int64_t distance = prefetch_distance<Vectors>;
+  constexpr int line = 64;
+  constexpr int lines = (Vectors * vector_bytes + line - 1) / line;
+  const T* const in = a.in + column;
+
+  const auto weight = [&](std::int64_t edge, std::int64_t source) {
+    T w = 1;
+    if constexpr (Weighted) {
+      if (a.value != nullptr) w = a.value[edge];
+      if (a.column_scale != nullptr) w *= a.column_scale[source];
+    }
+    return w;
+  };
+  const auto prefetch = [&](std::int64_t edge) {
+    const std::int64_t ahead = edge + distance < last_edge ? edge + distance : last_edge;
+    const char* row = reinterpret_cast<const char*>(in + a.index[ahead] * a.in_stride);
+    for (int l = 0; l < lines; ++l) __builtin_prefetch(row + l * line);
+  };
+
+  for (std::int64_t row = first; row < last; ++row) {
+    Vector<T> sums[ways][Vectors] = {};
+    std::int64_t edge = a.begin[row];
+    const std::int64_t end = a.end[row];
+    for (; edge + ways <= end; edge += ways)
+      for (int way = 0; way < ways; ++way) {
+        prefetch(edge + way);
+        const std::int64_t source = a.index[edge + way];
+        add_row<T, Vectors, Tail, Weighted>(sums[way], in + source * a.in_stride, tail, weight(edge + way, source));
+      }
+    for (; edge < end; ++edge) {
+      prefetch(edge);
+      const std::int64_t source = a.index[edge];
+      add_row<T, Vectors, Tail, Weighted>(sums[0], in + source * a.in_stride, tail, weight(edge, source));
+    }
+    T* const out = a.out + row * a.out_stride + column;
+    const T scale = a.row_scale != nullptr ? a.row_scale[row] : T(1);
+    for (int v = 0; v < Vectors; ++v) {
+      Vector<T> sum = sums[0][v];
+      for (int way = 1; way < ways; ++way) sum += sums[way][v];
+      if (a.row_scale != nullptr) sum *= scale;
+      T* const to = out + v * lanes<T>;
+      if (Tail && v == Vectors - 1) {
+        if (a.accumulate) sum += load_partial(to, tail);
+        store_partial(to, sum, tail);
+      } else {
+        if (a.accumulate) sum += load(to);
+        store(to, sum);
+      }
+    }
+  }
+}
+
+template <class T>
+using AggregateBlock = void (*)(const Aggregate<T>&, std::int64_t, std::int64_t, std::int64_t, int, std::int64_t);
+
+template <class T, bool Tail, bool Weighted, int Vectors = max_accumulators>
+AggregateBlock<T> find_block(int vectors) {
+  if (vectors == Vectors) return aggregate_block<T, Vectors, Tail, Weighted>;
+  if constexpr (Vectors > 1) return find_block<T, Tail, Weighted, Vectors - 1>(vectors);
+  return nullptr;
+}
+
+template <class T>
+AggregateBlock<T> find_block(int vectors, bool tail, bool weighted) {
+  if (tail) return weighted ? find_block<T, true, true>(vectors) : find_block<T, true, false>(vectors);
+  return weighted ? find_block<T, false, true>(vectors) : find_block<T, false, false>(vectors);
+}
+
+// All columns of rows [first, last), in equal blocks that fit the registers.
+template <class T>
+void aggregate_rows(const Aggregate<T>& a, std::int64_t first, std::int64_t last, std::int64_t last_edge) {
+  const bool weighted = a.value != nullptr || a.column_scale != nullptr;
+  const std::int64_t vectors = (a.dim + lanes<T> - 1) / lanes<T>;
+  const std::int64_t blocks = (vectors + max_accumulators - 1) / max_accumulators;
+  const int tail = static_cast<int>(a.dim % lanes<T>);
+  std::int64_t done = 0;
+  for (std::int64_t block = 0; block < blocks; ++block) {
+    const std::int64_t upto = vectors * (block + 1) / blocks;
+    find_block<T>(static_cast<int>(upto - done), tail != 0 && upto == vectors, weighted)(a, first, last, done * lanes<T>, tail, last_edge);
+    done = upto;
+  }
+}
+
+// First row at which the work before it (edges, and row_cost for each row) reaches `work`. If begin does not ascend, chunks are
+// less even but still cover each row once: the search takes the same path for the same rows whatever `work` is.
+template <class T>
+std::int64_t row_at(const Aggregate<T>& a, std::int64_t work) {
+  std::int64_t low = a.first_row;
+  std::int64_t high = a.last_row;
+  while (low < high) {
+    const std::int64_t middle = low + (high - low) / 2;
+    if (a.begin[middle] - a.begin[a.first_row] + (middle - a.first_row) * row_cost < work)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+template <class T>
+void aggregate(const Aggregate<T>& a, int threads) {
+  const std::int64_t rows = a.last_row - a.first_row;
+  if (rows <= 0 || a.dim <= 0) return;
+  const std::int64_t work = a.begin[a.last_row - 1] - a.begin[a.first_row] + rows * row_cost;
+  std::int64_t chunks = threads > 1 ? work * a.dim / min_chunk_floats + 1 : 1;
+  if (chunks > threads * chunks_per_thread) chunks = threads * chunks_per_thread;
+  if (chunks > rows) chunks = rows;
+  if (chunks < 1) chunks = 1;
+  const auto boundary = [&](std::int64_t chunk) {
+    if (chunk == 0) return a.first_row;
+    return chunk == chunks ? a.last_row : row_at(a, work / chunks * chunk);
+  };
+  parallel_for(chunks, threads, [&](std::int64_t chunk) {
+    const std::int64_t first = boundary(chunk);
+    const std::int64_t last = boundary(chunk + 1);
+    std::int64_t last_edge = -1;
+    for (std::int64_t row = last - 1; row >= first && last_edge < 0; --row)
+      if (a.end[row] > a.begin[row]) last_edge = a.end[row] - 1;
+    aggregate_rows(a, first, last, last_edge);
+  });
+}
+
+}  // namespace
+}  // namespace halocast::HALOCAST_ISA

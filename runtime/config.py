@@ -1,0 +1,176 @@
+"""What a run is: one TOML file, flags over it, validated once at the border."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from halocast.errors import MisuseError, nearest
+from halocast.traces.workload import ExactSavings
+
+
+class Section(BaseModel):
+    """A section of the run file: unknown keys are errors, values are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    layer: str = "sage"
+    """"gcn", "sage", or a layer of your own or of PyG as package.module:Class."""
+    layers: int = Field(default=3, ge=1)
+    hidden: int = Field(default=128, ge=1)
+    dropout: float = Field(default=0.5, ge=0.0, lt=1.0)
+    """On the output of every hidden layer."""
+    norm: Literal["none", "layer"] = "none"
+    residual: bool = False
+    """Add a layer's input to its pre-activation wherever the widths agree."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of a layer of your own."""
+
+
+class PartitionConfig(Section):
+    method: str = "metis"
+    """"metis", "random", "contiguous", or the path of a file with one part number a node."""
+    objective: Literal["cut", "volume"] = "volume"
+    balance: Literal["nodes", "edges", "train"] = "nodes"
+    seed: int = Field(default=0, ge=0)
+
+
+class ExactConfig(Section):
+    """The lossless savings; each can be switched off."""
+
+    aggregate_features_once: bool = True
+    transform_first: bool = True
+    labelled_gradients_only: bool = True
+    keep_halo_features: bool = True
+
+    def savings(self) -> ExactSavings:
+        return ExactSavings(**self.model_dump())
+
+
+class MethodConfig(Section):
+    name: str = "full"
+    exact: ExactConfig = ExactConfig()
+
+
+class TrainingConfig(Section):
+    epochs: int = Field(default=100, ge=0)
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = Field(default=0.01, gt=0.0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """SGD's."""
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    warmup_epochs: int = Field(default=0, ge=0)
+    """Linear from a tenth of the learning rate."""
+    step_epochs: int = Field(default=50, ge=1)
+    """"step": the learning rate falls to a tenth every so many epochs."""
+    evaluate_every: int = Field(default=5, ge=0)
+    """Epochs between evaluations; 0: only after the last epoch."""
+    patience: int = Field(default=0, ge=0)
+    """Stop after so many evaluations without a better validation metric; 0: never."""
+    checkpoint_every: int = Field(default=20, ge=0)
+    """Epochs between checkpoints; 0: none but the one at the end."""
+
+
+class TraceConfig(Section):
+    enabled: bool = True
+    flush_seconds: float = Field(default=2.0, gt=0.0)
+    """A killed run loses at most this much of its trace."""
+
+
+class RunConfig(Section):
+    """Everything that decides what a run computes and where."""
+
+    graph: str
+    """A known name, an .npz or .csv path, pyg:NAME, ogb:NAME or generated:KEY=VALUE,..."""
+    symmetrise: bool = False
+    """Add the missing direction of one-way edges instead of refusing the graph."""
+    ranks: int = Field(default=1, ge=1)
+    hosts: str = "local"
+    """"local", or "shaped:RATE": each rank in a network namespace behind a link of that rate."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    threads: int = Field(default=0, ge=0)
+    """Threads a rank; 0: the machine's cores shared out."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """Rendezvous port; 0: any free one."""
+    seed: int = Field(default=0, ge=0, lt=2**64)
+    dtype: Literal["float32", "float64"] = "float32"
+    timeout_seconds: float = Field(default=300.0, gt=0.0)
+    """A rank silent for longer stops the run."""
+    model: ModelConfig = ModelConfig()
+    partition: PartitionConfig = PartitionConfig()
+    method: MethodConfig = MethodConfig()
+    training: TrainingConfig = TrainingConfig()
+    trace: TraceConfig = TraceConfig()
+
+
+def read_run_file(path: Path) -> dict[str, Any]:
+    """The TOML document at `path`; raises MisuseError with the line where it is malformed."""
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise MisuseError(f"cannot read run file {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MisuseError(f"run file {path} is not valid TOML: {error}") from error
+
+
+def override(document: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Apply ``section.key=value`` assignments; a value is read as TOML, and as text where that fails."""
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise MisuseError(f"--set '{assignment}': expected KEY=VALUE, for example --set training.epochs=50")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        document = _assign(document, key.strip().split("."), value)
+    return document
+
+
+def _assign(document: Mapping[str, Any], path: Sequence[str], value: object) -> dict[str, Any]:
+    head, *rest = path
+    if not rest:
+        return {**document, head: value}
+    inner = document.get(head, {})
+    if not isinstance(inner, Mapping):
+        raise MisuseError(f"--set {'.'.join(path)}: '{head}' is a value, not a section")
+    return {**document, head: _assign(inner, rest, value)}
+
+
+def resolve(document: Mapping[str, Any], origin: str) -> RunConfig:
+    """Validate a document into a run; raises MisuseError naming the key, what is allowed and the nearest match."""
+    try:
+        return RunConfig.model_validate(document)
+    except ValidationError as error:
+        raise MisuseError(f"{origin}: {_explain(error)}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        section = _section_of(first["loc"])
+        return f"unknown key '{path}'{nearest(str(first['loc'][-1]), section.model_fields)}"
+    if first["type"] == "missing":
+        return f"key '{path}' is missing"
+    if first["type"] == "literal_error":
+        allowed = str(first["ctx"]["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
+        return f"{path} = {first['input']!r} is not allowed{nearest(str(first['input']), allowed)}"
+    return f"{path} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _section_of(location: Sequence[str | int]) -> type[BaseModel]:
+    section: type[BaseModel] = RunConfig
+    for part in location[:-1]:
+        annotation = section.model_fields[str(part)].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            section = annotation
+    return section

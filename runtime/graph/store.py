@@ -1,0 +1,93 @@
+"""From a graph's name to its shards on disk, cut once and found again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from halocast.errors import MisuseError, RunError
+from halocast.runtime.graph.datasets import load_graph
+from halocast.runtime.graph.graph import Graph
+from halocast.runtime.graph.partition import locality_order, partition_graph
+from halocast.runtime.graph.shard import MANIFEST, ShardSet, open_shards, write_shards
+
+Report = Callable[[str], None]
+
+
+def shard_cache() -> Path:
+    """Where shards are kept: ``$HALOCAST_CACHE/shards``, by default under the user's cache folder."""
+    root = os.environ.get("HALOCAST_CACHE")
+    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "halocast"
+    return base / "shards"
+
+
+def prepare_shards(
+    spec: str,
+    parts: int,
+    *,
+    method: str,
+    objective: str,
+    balance: str,
+    seed: int,
+    symmetrise: bool = False,
+    folder: Path | None = None,
+    report: Report = lambda text: None,
+) -> ShardSet:
+    """The shards of a graph's partition, made if they are not in `folder` (by default the cache) yet.
+
+    Raises MisuseError for a bad graph or more parts than nodes, RunError where the disk is full.
+    """
+    report(f"loading {spec}")
+    graph = load_graph(spec, symmetrise=symmetrise)
+    if parts > graph.nodes:
+        raise MisuseError(f"{parts} ranks for the {graph.nodes} nodes of '{graph.name}': allowed are 1 to {graph.nodes}")
+    description = {"method": method, "objective": objective, "balance": balance, "seed": seed}
+    key = hashlib.sha256("\n".join(map(str, (*description.values(), _file_key(method)))).encode()).hexdigest()[:10]
+    target = folder or shard_cache() / f"{graph.name}-{graph.fingerprint[:12]}" / f"{parts}-{method_name(method)}-{key}"
+    if (target / MANIFEST).is_file():
+        shards = open_shards(target)
+        if shards.fingerprint == graph.fingerprint and shards.parts == parts and shards.manifest["partition"] == description:
+            return shards
+        if folder is not None:
+            raise MisuseError(f"{folder} holds the shards of another partition; choose another folder or remove it")
+    return _cut(graph, parts, description, target, report)
+
+
+def method_name(method: str) -> str:
+    """"metis", "random", "contiguous", or "file" for a path."""
+    return method if method in {"metis", "random", "contiguous"} else "file"
+
+
+def _file_key(method: str) -> str:
+    """What a partition file holds, so that a changed file is a different partition."""
+    path = Path(method)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if method_name(method) == "file" and path.is_file() else ""
+
+
+def _cut(graph: Graph, parts: int, description: dict[str, object], target: Path, report: Report) -> ShardSet:
+    report(f"partitioning {graph.nodes:,} nodes and {graph.edges:,} edges into {parts}")
+    seed = int(str(description["seed"]))
+    assignment = partition_graph(
+        graph,
+        parts,
+        method=str(description["method"]),
+        objective=str(description["objective"]),
+        balance=str(description["balance"]),
+        seed=seed,
+    )
+    report("ordering rows by locality")
+    position = locality_order(graph, assignment, seed=seed)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return write_shards(
+            graph,
+            assignment,
+            position,
+            target,
+            partition=description,
+            on_part=lambda part: report(f"writing shard {part + 1} of {parts}"),
+        )
+    except OSError as error:
+        raise RunError(f"cannot write shards to {target}: {error.strerror}; set HALOCAST_CACHE to a folder with space") from error

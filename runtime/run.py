@@ -1,0 +1,301 @@
+"""A run from its configuration to its result: shards, run folder, launch. The entry of the command line and of scripts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+
+from halocast.errors import HalocastError, MisuseError, RunError
+from halocast.runtime.config import RunConfig
+from halocast.runtime.features import DENSE_FROM
+from halocast.runtime.footprint import FootprintMeter
+from halocast.runtime.graph.shard import ShardSet, open_shards
+from halocast.runtime.graph.store import prepare_shards
+from halocast.runtime.launch import HostSpec, RankFailure, launch_local
+from halocast.runtime.launch_context import LaunchContext
+from halocast.runtime.memory import summarize, walk
+from halocast.runtime.programs.schedule import Order, schedule_layers
+from halocast.runtime.session import build_network, build_view, find_method
+from halocast.runtime.testbed import require_testbed
+from halocast.runtime.trainer import Event, RunFolder, write_json
+from halocast.runtime.worker import join, print_event, run_rank, threads_per_rank
+from halocast.traces.operations import Part
+from halocast.traces.workload import RankView
+
+Emit = Callable[[Event], None]
+
+
+def train(
+    config: RunConfig,
+    folder: Path | None,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    emit: Emit = lambda event: None,
+) -> dict[str, Any]:
+    """Train on local ranks; returns the result document (also in ``result.json``).
+
+    Raises MisuseError for impossible settings (nothing is written then), RankFailure naming the rank that failed.
+    """
+    hosts = check(config)
+    run_folder = open_run_folder(config, folder, resume=resume, force=force)
+    shards = find_shards(config, lambda text: emit({"event": "step", "text": text}))
+    prepare_run_folder(run_folder, config, shards, resume=resume)
+    try:
+        launch_local(
+            "halocast.runtime.worker",
+            [str(run_folder.job)],
+            ranks=config.ranks,
+            hosts=hosts,
+            threads=threads_per_rank(config, config.ranks),
+            environment=allocator_environment(),
+            log_folder=run_folder.logs,
+            timeout_s=config.timeout_seconds,
+            on_line=lambda line: _forward(line, emit),
+            port=config.port or None,
+        )
+    except RankFailure as error:
+        raise type(error)(error.rank, f"{error.cause}{_way_out(run_folder)}", error.exit_code, error.signal) from error
+    return read_result(run_folder)
+
+
+def train_as_rank(
+    config: RunConfig, folder: Path, context: LaunchContext, *, resume: bool = False, force: bool = False
+) -> dict[str, Any] | None:
+    """One rank under torchrun or srun; rank 0 prepares folder and shards for all. Returns the result on rank 0."""
+    meter = FootprintMeter()
+    check(config)
+    transport = join(config, context)
+    message: dict[str, Any] = {}
+    if transport.rank == 0:
+        try:
+            run_folder = open_run_folder(config, folder, resume=resume, force=force)
+            shards = find_shards(config, lambda text: print_event({"event": "step", "text": text}))
+            prepare_run_folder(run_folder, config, shards, resume=resume)
+            message = {"shards": str(shards.folder)}
+        except HalocastError as error:
+            message = {"error": str(error), "exit_code": error.exit_code}
+    message = transport.share("prepared", message)[0]
+    if "error" in message:
+        raise (MisuseError if message["exit_code"] == MisuseError.exit_code else RunError)(message["error"])
+    run_folder = RunFolder(folder)
+    emit = print_event if transport.rank == 0 else lambda event: None
+    shards = open_shards(Path(message["shards"]))
+    run_rank(config, run_folder, shards, transport, context, meter, resume=resume, emit=emit)
+    return read_result(run_folder) if context.rank == 0 else None
+
+
+def check(config: RunConfig) -> HostSpec:
+    """What can be refused before anything is loaded or written."""
+    hosts = HostSpec.parse(config.hosts)
+    find_method(config.method.name)
+    if hosts.shaped:
+        require_testbed(config.ranks)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise MisuseError("device = 'cuda', but torch sees no GPU here; use --set device=cpu")
+    if config.backend == "nccl" and config.device != "cuda":
+        raise MisuseError("backend = 'nccl' carries GPU tensors only; use --set device=cuda, or backend=gloo")
+    if config.partition.method not in {"metis", "random", "contiguous"} and not Path(config.partition.method).is_file():
+        raise MisuseError(
+            f"partition.method '{config.partition.method}' is neither metis, random, contiguous nor a file that exists"
+        )
+    return hosts
+
+
+def find_shards(config: RunConfig, report: Callable[[str], None]) -> ShardSet:
+    """The run's shards, cut now if need be."""
+    partition = config.partition
+    return prepare_shards(
+        config.graph,
+        config.ranks,
+        method=partition.method,
+        objective=partition.objective,
+        balance=partition.balance,
+        seed=partition.seed,
+        symmetrise=config.symmetrise,
+        report=report,
+    )
+
+
+# -- the run folder ---------------------------------------------------------------------------------------------
+
+
+def open_run_folder(config: RunConfig, folder: Path | None, *, resume: bool, force: bool) -> RunFolder:
+    """The folder to write to; raises MisuseError where that would overwrite something, or there is nothing to resume."""
+    if folder is None:
+        return RunFolder(_new_folder(f"{Path(config.graph.split(':')[-1]).stem[:40]}-{config.method.name}-{config.ranks}"))
+    run_folder = RunFolder(folder)
+    if resume:
+        if not run_folder.config.is_file():
+            raise MisuseError(f"--resume: {folder} is not a run folder (it has no config.toml)")
+        return run_folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not force:
+            raise MisuseError(f"run folder {folder} exists; choose another --out, --resume it, or overwrite it with --force")
+        if not run_folder.config.is_file():
+            raise MisuseError(f"--force: {folder} is not a run folder (it has no config.toml); remove it yourself")
+        shutil.rmtree(folder)
+    return run_folder
+
+
+def _new_folder(stem: str) -> Path:
+    number = 1
+    while (path := Path("runs") / f"{stem}-{number:03d}").exists():
+        number += 1
+    return path
+
+
+def prepare_run_folder(folder: RunFolder, config: RunConfig, shards: ShardSet, *, resume: bool) -> None:
+    """Write the resolved configuration and what the ranks are to do."""
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            folder.config.write_text(tomli_w.dumps(_without_none(config.model_dump(mode="json"))))
+        folder.result.unlink(missing_ok=True)
+        write_json(
+            folder.job,
+            {
+                "config": config.model_dump(mode="json"),
+                "folder": str(folder.path.absolute()),
+                "shards": str(shards.folder.absolute()),
+                "resume": resume,
+            },
+        )
+    except OSError as error:
+        raise RunError(f"cannot write run folder {folder.path}: {error.strerror}") from error
+
+
+def _without_none(document: dict[str, Any]) -> dict[str, Any]:
+    """TOML has no null."""
+    return {
+        key: _without_none(value) if isinstance(value, dict) else value
+        for key, value in document.items()
+        if value is not None
+    }
+
+
+def read_result(folder: RunFolder) -> dict[str, Any]:
+    try:
+        result: dict[str, Any] = json.loads(folder.result.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise RunError(f"the ranks of {folder.path} ended without a result; see {folder.logs}") from error
+    return result
+
+
+def _way_out(folder: RunFolder) -> str:
+    saved = any(folder.checkpoints.glob("epoch-*")) if folder.checkpoints.is_dir() else False
+    way_out = f"go on with --out {folder.path} --resume" if saved else "no checkpoint had been written yet"
+    return f"; log in {folder.logs}, {way_out}"
+
+
+def allocator_environment() -> dict[str, str]:
+    """Make glibc give large freed blocks back at once, so that the peak of resident memory means something.
+
+    Epochs allocate nothing large (buffers persist), so this costs no time.
+    """
+    names = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "MALLOC_TRIM_THRESHOLD_": str(16 << 20)}
+    return {name: value for name, value in names.items() if name not in os.environ}
+
+
+def _forward(line: str, emit: Emit) -> None:
+    """Rank 0's events; other lines (a library's prints) are in its log already."""
+    try:
+        event = json.loads(line)
+    except json.JSONDecodeError:
+        return
+    if isinstance(event, dict) and "event" in event:
+        emit(event)
+
+
+# -- before anything starts -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RankEstimate:
+    """What one rank will hold and send, in bytes."""
+
+    rank: int
+    own: int
+    halo: int
+    structure: int
+    features: int
+    buffers: int
+    parameters: int
+    exchange_per_epoch: int
+    reduce_per_epoch: int
+
+    @property
+    def memory(self) -> int:
+        return self.structure + self.features + self.buffers + self.parameters
+
+
+def estimate(config: RunConfig, report: Callable[[str], None] = lambda text: None) -> list[RankEstimate]:
+    """Memory and bytes per rank, from the shards' statistics and the program; nothing is trained."""
+    check(config)
+    shards = find_shards(config, report)
+    graph = shards.graph
+    network = build_network(config, int(graph["feature_dim"]), int(graph["classes"]))
+    method = find_method(config.method.name)
+    estimates = []
+    for rank in range(shards.parts):
+        view = build_view(config, network, shards, rank)
+        summary = summarize(walk(method.epoch(view)))
+        values = sum(spec.parameters for spec in view.layers)
+        optimizer_states = {"sgd": 1}.get(config.training.optimizer, 2)
+        estimates.append(
+            RankEstimate(
+                rank=rank,
+                own=view.part.own,
+                halo=view.part.halo,
+                structure=_structure_bytes(view),
+                features=_feature_bytes(view),
+                buffers=summary.peak_bytes,
+                parameters=values * view.value_bytes * (2 + optimizer_states),
+                exchange_per_epoch=summary.exchange_bytes,
+                reduce_per_epoch=summary.reduce_bytes,
+            )
+        )
+    return estimates
+
+
+def _structure_bytes(view: RankView) -> int:
+    """int32 columns and the int64 offsets, ids and degrees that are kept beside them."""
+    part = view.part
+    entries = part.nnz_central + part.nnz_marginal + part.own + part.nnz_halo
+    return 4 * entries + 8 * (4 * part.own + 2 * part.halo + 2 * (part.own + part.halo))
+
+
+def _feature_bytes(view: RankView) -> int:
+    """Static feature rows; sparse ones that are aggregated are counted dense, which is the most they can take."""
+    schedule, part, spec = schedule_layers(view)[0], view.part, view.layers[0]
+    dense_row = part.feature_dim * view.value_bytes
+    if schedule.order is Order.AGGREGATED_ONCE:
+        rows = part.rows(schedule.rows)
+        aggregated = rows * dense_row
+        if part.features_sparse:
+            density = sum(part.feature_nnz) / max(1, part.rows(Part.ALL) * part.feature_dim)
+            neighbours = (part.nnz_central + part.nnz_marginal) / max(1, part.own)
+            filled = 1.0 - (1.0 - density) ** (neighbours + 1)
+            if filled < DENSE_FROM:
+                aggregated = int(rows * part.feature_dim * filled * 2 * (4 + view.value_bytes))
+        return aggregated + (_raw_bytes(view, schedule.rows) if spec.self_weight else 0)
+    return _raw_bytes(view, Part.ALL)
+
+
+def _raw_bytes(view: RankView, rows: Part) -> int:
+    part = view.part
+    if part.features_sparse:
+        return part.stored_values(rows, aggregated=False) * 2 * (4 + view.value_bytes)
+    return part.rows(rows) * part.feature_dim * view.value_bytes
+
+
+def estimate_document(estimates: list[RankEstimate]) -> list[dict[str, int]]:
+    return [{**asdict(each), "memory": each.memory} for each in estimates]

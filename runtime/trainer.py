@@ -1,0 +1,214 @@
+"""The training loop of one rank: epochs, evaluation, metrics, checkpoints, trace."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from halocast.errors import RunError
+from halocast.runtime.checkpoint import (
+    Progress,
+    RunIdentity,
+    checkpoints,
+    initialize_optimizer,
+    load_state,
+    optimizer_tensors,
+    read_progress,
+    save_checkpoint,
+)
+from halocast.runtime.config import RunConfig, TrainingConfig
+from halocast.runtime.exchange.transport import Transport
+from halocast.runtime.metrics import Scores, evaluate_metric
+from halocast.runtime.session import RankSession
+from halocast.runtime.supervise import heartbeat
+from halocast.traces.trace import TraceWriter
+
+METRICS_COLUMNS = ["epoch", "loss", "epoch_seconds", "learning_rate", "train", "val", "test"]
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps what."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def job(self) -> Path:
+        return self.path / "job.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def trace(self) -> Path:
+        return self.path / "trace"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+
+def learning_rate(training: TrainingConfig, epoch: int) -> float:
+    """The rate of one epoch (from 0), a pure function so that a resumed run needs no scheduler state."""
+    rate = training.learning_rate
+    if epoch < training.warmup_epochs:
+        return rate * (0.1 + 0.9 * epoch / training.warmup_epochs)
+    if training.schedule == "cosine":
+        span = max(training.epochs - training.warmup_epochs, 1)
+        return rate * 0.5 * (1.0 + math.cos(math.pi * (epoch - training.warmup_epochs) / span))
+    if training.schedule == "step":
+        return float(rate * 0.1 ** ((epoch - training.warmup_epochs) // training.step_epochs))
+    return rate
+
+
+class Trainer:
+    """Runs a session's epochs and keeps the run folder; rank 0 writes, every rank traces."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        session: RankSession,
+        transport: Transport,
+        folder: RunFolder,
+        identity: RunIdentity,
+        metric: str,
+        *,
+        trace: TraceWriter | None,
+        emit: Callable[[Event], None],
+    ) -> None:
+        self.config, self.session, self.transport, self.folder = config, session, transport, folder
+        self.identity, self.metric, self.trace, self.emit = identity, metric, trace, emit
+        self.progress = Progress()
+        self.rows: list[dict[str, float]] = []
+        self.scores: Scores = {}
+
+    def resume(self) -> None:
+        """Continue from the newest checkpoint, or from the start where there is none yet."""
+        found = checkpoints(self.folder.checkpoints)
+        if not found:
+            return
+        self.progress = read_progress(found[-1], self.identity)
+        initialize_optimizer(self.session.optimizer)
+        load_state(found[-1], self._state())
+        if self.folder.metrics.exists():
+            table = pd.read_csv(self.folder.metrics)
+            self.rows = table[table["epoch"] < self.progress.epoch].to_dict("records")
+        self.emit({"event": "resumed", "epoch": self.progress.epoch, "checkpoint": found[-1].name})
+
+    def train(self) -> None:
+        """All epochs left to do. Raises RunError where the loss stops being a number."""
+        training = self.config.training
+        self._rewrite_metrics()
+        stopped = self._patience_is_over()
+        while self.progress.epoch < training.epochs and not stopped:
+            self._train_one_epoch()
+            stopped = self._patience_is_over()
+            done = stopped or self.progress.epoch == training.epochs
+            if done or _due(self.progress.epoch, training.checkpoint_every):
+                save_checkpoint(
+                    self.folder.checkpoints, self.identity, self.progress, self._state(), self.transport.rank
+                )
+        if not self.scores:  # nothing was left to do, or no epoch was asked for
+            self.scores = self._evaluate()
+
+    def _train_one_epoch(self) -> None:
+        training, progress = self.config.training, self.progress
+        epoch = progress.epoch
+        rate = learning_rate(training, epoch)
+        for group in self.session.optimizer.param_groups:
+            group["lr"] = rate
+        started = time.perf_counter()
+        loss = self.session.executor.train_epoch(epoch)
+        seconds = time.perf_counter() - started
+        if not math.isfinite(loss):
+            raise RunError(
+                f"the training loss is {loss} in epoch {epoch}: lower training.learning_rate ({rate:g}) or check the features"
+            )
+        progress.epoch = epoch + 1
+        progress.losses.append(loss)
+        row = {"epoch": epoch, "loss": loss, "epoch_seconds": seconds, "learning_rate": rate}
+        if progress.epoch == training.epochs or _due(progress.epoch, training.evaluate_every):
+            self.scores = self._evaluate()
+            self._note_validation(self.scores["val"])
+            row.update(self.scores)
+        self._append_metrics(row)
+        self.emit({"event": "epoch", **row})
+        heartbeat()
+        if self.trace is not None:
+            self.trace.flush_if_due()
+
+    def _evaluate(self) -> Scores:
+        logits = self.session.executor.evaluate(self.progress.epoch)
+        return evaluate_metric(self.metric, logits, self.session.labels, self.session.masks, self.transport)
+
+    def _note_validation(self, score: float) -> None:
+        progress = self.progress
+        if progress.best_validation is None or score > progress.best_validation:
+            progress.best_validation, progress.best_epoch = score, progress.epoch
+            progress.evaluations_without_gain = 0
+        else:
+            progress.evaluations_without_gain += 1
+
+    def _patience_is_over(self) -> bool:
+        patience = self.config.training.patience
+        return patience > 0 and self.progress.evaluations_without_gain >= patience
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "network": dict(self.session.network.state_dict()),
+            "optimizer": optimizer_tensors(self.session.optimizer),
+        }
+
+    def _rewrite_metrics(self) -> None:
+        """Start the table, without rows that a killed run wrote after its last checkpoint."""
+        if self.transport.rank == 0:
+            pd.DataFrame(self.rows, columns=METRICS_COLUMNS).to_csv(self.folder.metrics, index=False)
+
+    def _append_metrics(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+        if self.transport.rank == 0:
+            pd.DataFrame([row], columns=METRICS_COLUMNS).to_csv(self.folder.metrics, mode="a", header=False, index=False)
+
+
+def _due(epoch: int, every: int) -> bool:
+    return every > 0 and epoch % every == 0
+
+
+def write_json(path: Path, document: object) -> None:
+    """Write by atomic rename."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(json.dumps(document, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def cuda_or_cpu(config: RunConfig, local_rank: int) -> torch.device:
+    """The rank's device: GPUs are dealt round, so that several ranks may share one."""
+    if config.device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise RunError("device = 'cuda', but torch sees no GPU here; use --set device=cpu")
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,249 @@
+"""A rank's process: join the others, build the session, train, leave the result. ``python -m halocast.runtime.worker JOB``."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+import halocast
+from halocast.errors import HalocastError
+from halocast.runtime.checkpoint import RunIdentity
+from halocast.runtime.config import RunConfig
+from halocast.runtime.exchange.clocks import measure_clock_offset
+from halocast.runtime.exchange.transport import LocalTransport, LostPeerError, Transport, connect
+from halocast.runtime.footprint import FootprintMeter
+from halocast.runtime.graph.shard import ShardSet, open_shards
+from halocast.runtime.launch_context import LaunchContext, detect_launch_environment
+from halocast.runtime.memory import ProgramSummary, summarize, walk
+from halocast.runtime.session import RankSession, build_session, find_method, use_threads
+from halocast.runtime.supervise import heartbeat, report_exception, report_failure
+from halocast.runtime.trainer import Event, RunFolder, Trainer, cuda_or_cpu, write_json
+from halocast.traces.trace import ClockOffset, Machine, TracedGraph, TraceManifest, TraceWriter, write_manifest
+
+Emit = Callable[[Event], None]
+
+
+def main(arguments: list[str]) -> int:
+    """Entry of a launched rank; its failure is reported to the launcher in one line."""
+    meter = FootprintMeter()
+    job = json.loads(Path(arguments[0]).read_text())
+    config, folder = RunConfig.model_validate(job["config"]), RunFolder(Path(job["folder"]))
+    try:
+        context = detect_launch_environment()
+        transport = join(config, context)
+        shards = open_shards(Path(job["shards"]))
+        emit = print_event if transport.rank == 0 else _silent
+        run_rank(config, folder, shards, transport, context, meter, resume=job["resume"], emit=emit)
+    except LostPeerError as error:
+        report_failure(str(error), primary=False)
+        return 1
+    except OSError as error:
+        report_failure(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        return 1
+    except BaseException as error:
+        report_exception(error)
+        if isinstance(error, HalocastError):
+            return error.exit_code
+        raise
+    return 0
+
+
+def print_event(event: Event) -> None:
+    """One JSON line on standard output, which the launcher reads."""
+    print(json.dumps(event), flush=True)
+
+
+def _silent(event: Event) -> None:
+    pass
+
+
+def join(config: RunConfig, context: LaunchContext | None) -> Transport:
+    """Join the process group the launcher describes; one rank alone needs none (NCCL apart)."""
+    backend = None if config.backend == "auto" else config.backend
+    if context is None:
+        return LocalTransport()
+    if config.device == "cuda" and backend is None and context.world_size > 1:
+        one_gpu_each = torch.cuda.device_count() >= context.local_world_size
+        backend = "nccl" if one_gpu_each else "gloo"  # NCCL refuses two ranks on one GPU
+    device = cuda_or_cpu(config, context.local_rank)
+    os.environ.update(context.variables)
+    return connect(context.world_size, context.rank, device, backend=backend, timeout_s=config.timeout_seconds)
+
+
+def run_rank(
+    config: RunConfig,
+    folder: RunFolder,
+    shards: ShardSet,
+    transport: Transport,
+    context: LaunchContext | None,
+    meter: FootprintMeter,
+    *,
+    resume: bool,
+    emit: Emit,
+) -> None:
+    """Everything one rank does once it has joined the others."""
+    local_rank, local_ranks = (context.local_rank, context.local_world_size) if context else (0, 1)
+    device = cuda_or_cpu(config, local_rank)
+    use_threads(threads_per_rank(config, local_ranks))
+    offset = measure_clock_offset(transport)
+    writer = TraceWriter(folder.trace, transport.rank, flush_seconds=config.trace.flush_seconds) if config.trace.enabled else None
+
+    def on_step(text: str) -> None:
+        heartbeat()
+        emit({"event": "step", "text": text})
+
+    session = build_session(config, shards, transport, device=device, recorder=writer, on_step=on_step)
+    identity = run_identity(config, shards)
+    metric = str(shards.graph["metric"])
+    trainer = Trainer(config, session, transport, folder, identity, metric, trace=writer, emit=emit)
+    if resume:
+        trainer.resume()
+    manifest = trace_manifest(config, shards, session, transport, offset, device) if writer is not None else None
+    if manifest is not None and transport.rank == 0:
+        write_manifest(folder.trace, manifest)
+    meter.training_starts()
+    trainer.train()
+    if writer is not None:
+        writer.close()
+    footprints = transport.share("footprint", meter.read().to_json())
+    summaries = transport.share("bytes", _wire_bytes(session.executor.view.world_size, _summarize(config, session)))
+    if transport.rank == 0:
+        if manifest is not None:
+            write_manifest(folder.trace, manifest.model_copy(update={"finished": True}))
+        write_json(folder.result, run_result(config, folder, shards, trainer, footprints, summaries))
+    transport.share("done", True)  # nobody closes its sockets while another still reads the shared values
+    transport.close()
+
+
+def threads_per_rank(config: RunConfig, local_ranks: int) -> int:
+    """The asked number, or the cores this process may use shared out."""
+    return config.threads or max(1, len(os.sched_getaffinity(0)) // local_ranks)
+
+
+def run_identity(config: RunConfig, shards: ShardSet) -> RunIdentity:
+    """What a checkpoint must agree with; epochs and intervals may change, what shapes a loss may not."""
+    flexible = {"epochs", "evaluate_every", "checkpoint_every", "patience"}
+    if config.training.schedule == "cosine":  # its shape depends on the number of epochs
+        flexible.discard("epochs")
+    return RunIdentity(
+        graph=shards.fingerprint,
+        world_size=shards.parts,
+        model=config.model.model_dump(),
+        method=config.method.model_dump(),
+        partition=shards.manifest["partition"],
+        optimization=config.training.model_dump(exclude=flexible),
+        seed=config.seed,
+        dtype=config.dtype,
+    )
+
+
+def trace_manifest(
+    config: RunConfig,
+    shards: ShardSet,
+    session: RankSession,
+    transport: Transport,
+    offset: ClockOffset,
+    device: torch.device,
+) -> TraceManifest:
+    """What a reader of the trace must know; all ranks call it together."""
+    name = str(device) if device.type == "cpu" else f"{device} {torch.cuda.get_device_name(device)}"
+    ranks = transport.share(
+        "manifest",
+        {"offset": offset.model_dump(), "statistics": session.view.part.to_json(), "device": name},
+    )
+    graph = shards.graph
+    return TraceManifest(
+        halocast=halocast.__version__,
+        versions=versions(),
+        machine=Machine(
+            cpu=cpu_name(),
+            cores=os.cpu_count() or 1,
+            memory_bytes=psutil.virtual_memory().total,
+            devices=tuple(rank["device"] for rank in ranks),
+        ),
+        config=config.model_dump(mode="json"),
+        seed=config.seed,
+        world_size=shards.parts,
+        graph=TracedGraph(**{key: graph[key] for key in ("name", "fingerprint", "nodes", "edges")}),
+        workload={"statistics": [rank["statistics"] for rank in ranks]},
+        clock_offsets=tuple(ClockOffset(**rank["offset"]) for rank in ranks),
+        date=date.today().isoformat(),
+    )
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+
+
+def cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _summarize(config: RunConfig, session: RankSession) -> ProgramSummary:
+    return summarize(walk(find_method(config.method.name).epoch(session.view)))
+
+
+def _wire_bytes(world_size: int, summary: ProgramSummary) -> dict[str, int]:
+    """Bytes one rank sends an epoch; a ring all-reduce sends 2 (K − 1) / K of the bucket."""
+    reduced = 2 * (world_size - 1) * summary.reduce_bytes // world_size
+    return {"exchange": summary.exchange_bytes, "total": summary.exchange_bytes + reduced}
+
+
+def run_result(
+    config: RunConfig,
+    folder: RunFolder,
+    shards: ShardSet,
+    trainer: Trainer,
+    footprints: list[dict[str, int]],
+    wire: list[dict[str, int]],
+) -> dict[str, Any]:
+    """The document that `halocast train --json` prints."""
+    seconds = np.array([row["epoch_seconds"] for row in trainer.rows] or [float("nan")])
+    p10, median, p90 = (float(value) for value in np.percentile(seconds, [10, 50, 90]))
+    peak_key = "device_peak" if config.device == "cuda" else "peak"
+    files = {"config": folder.config, "metrics": folder.metrics, "checkpoints": folder.checkpoints, "logs": folder.logs}
+    if config.trace.enabled:
+        files["trace"] = folder.trace
+    return {
+        "run": str(folder.path),
+        "graph": shards.graph["name"],
+        "fingerprint": shards.fingerprint,
+        "method": config.method.name,
+        "model": config.model.layer,
+        "ranks": shards.parts,
+        "threads": torch.get_num_threads(),
+        "epochs": trainer.progress.epoch,
+        "loss": trainer.progress.losses[-1] if trainer.progress.losses else None,
+        "epoch_seconds": {"median": median, "p10": p10, "p90": p90},
+        "bytes_per_epoch": sum(each["total"] for each in wire),
+        "exchange_bytes_per_epoch": sum(each["exchange"] for each in wire),
+        "peak_bytes": [each[peak_key] for each in footprints],
+        "footprint": footprints,
+        "metric": trainer.metric,
+        "accuracy": {split: None if np.isnan(score) else score for split, score in trainer.scores.items()},
+        "best_validation": {"epoch": trainer.progress.best_epoch, "score": trainer.progress.best_validation},
+        "versions": {"halocast": halocast.__version__, **versions()},
+        "files": {name: str(path) for name, path in files.items()},
+    }
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(code)  # threads that wait for a vanished peer must not keep the process

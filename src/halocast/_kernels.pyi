@@ -1,0 +1,130 @@
+"""Native kernels on raw addresses (0 leaves an argument out); use halocast.runtime.kernels."""
+
+def attach_openmp(gomp_parallel: int) -> None: ...
+def advise_huge_pages(address: int, bytes: int) -> bool: ...
+def isa() -> str: ...
+def available_isas() -> list[str]: ...
+def set_isa(name: str) -> None: ...
+def philox(seed: int, epoch: int, tag: int, nodes: int, rows: int, dim: int, out: int, threads: int) -> None: ...
+def aggregate(
+    is_double: bool,
+    begin: int,
+    end: int,
+    index: int,
+    value: int,
+    row_scale: int,
+    column_scale: int,
+    features: int,
+    features_stride: int,
+    out: int,
+    out_stride: int,
+    first_row: int,
+    last_row: int,
+    dim: int,
+    accumulate: bool,
+    threads: int,
+) -> None: ...
+def epilogue_forward(
+    is_double: bool,
+    z: int,
+    z_stride: int,
+    out: int,
+    out_stride: int,
+    rows: int,
+    dim: int,
+    bias: int,
+    gamma: int,
+    beta: int,
+    mean: int,
+    rstd: int,
+    eps: float,
+    relu: bool,
+    threshold: int,
+    scale: float,
+    seed: int,
+    epoch: int,
+    tag: int,
+    nodes: int,
+    threads: int,
+) -> None: ...
+def epilogue_backward(
+    is_double: bool,
+    grad: int,
+    grad_stride: int,
+    out: int,
+    out_stride: int,
+    z: int,
+    z_stride: int,
+    rows: int,
+    dim: int,
+    bias: int,
+    gamma: int,
+    mean: int,
+    rstd: int,
+    threshold: int,
+    scale: float,
+    seed: int,
+    epoch: int,
+    tag: int,
+    nodes: int,
+    grad_bias: int,
+    grad_gamma: int,
+    grad_beta: int,
+    accumulate: bool,
+    threads: int,
+) -> None: ...
+def gather_rows(
+    is_double: bool,
+    is_index64: bool,
+    source: int,
+    source_stride: int,
+    index: int,
+    count: int,
+    dim: int,
+    out: int,
+    out_stride: int,
+    threads: int,
+) -> None: ...
+def scatter_add_rows(
+    is_double: bool,
+    is_index64: bool,
+    source: int,
+    source_stride: int,
+    index: int,
+    count: int,
+    dim: int,
+    out: int,
+    out_stride: int,
+    threads: int,
+) -> None: ...
+def column_sum(
+    is_double: bool, source: int, source_stride: int, rows: int, dim: int, out: int, accumulate: bool, threads: int
+) -> None: ...
+def cross_entropy(
+    is_double: bool,
+    logits: int,
+    logits_stride: int,
+    targets: int,
+    rows: int,
+    count: int,
+    total_rows: int,
+    classes: int,
+    grad: int,
+    grad_stride: int,
+    scale: float,
+    threads: int,
+) -> tuple[float, int]: ...
+def bce(
+    is_double: bool,
+    logits: int,
+    logits_stride: int,
+    targets: int,
+    rows: int,
+    count: int,
+    total_rows: int,
+    classes: int,
+    grad: int,
+    grad_stride: int,
+    scale: float,
+    threads: int,
+) -> float: ...

@@ -1,0 +1,204 @@
+"""``halocast train``: traced full-graph training on local ranks, or as one rank of torchrun or srun."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from halocast.cli.console import Console, human_bytes
+from halocast.errors import MisuseError
+
+Flag = Annotated[bool, Parameter(negative=())]
+
+
+def train(
+    run: str = "",
+    *,
+    method: str | None = None,
+    ranks: int | None = None,
+    model: str | None = None,
+    layers: int | None = None,
+    hidden: int | None = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+    hosts: str | None = None,
+    device: str | None = None,
+    set_: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None,
+    out: Path | None = None,
+    resume: Flag = False,
+    force: Flag = False,
+    dry_run: Flag = False,
+    json: Flag = False,
+) -> int:
+    """Train on a whole graph and leave a run folder: configuration, metrics, checkpoints, trace.
+
+    Parameters
+    ----------
+    run:
+        A run file (.toml) or a graph: a known name (see ``halocast datasets``), an .npz or .csv path, pyg:NAME, ogb:NAME or
+        generated:KEY=VALUE,... Not needed with --resume.
+    method:
+        Training method: full.
+    ranks:
+        Processes that share the graph.
+    model:
+        Layer: gcn, sage, or your own as package.module:Class.
+    layers:
+        Number of layers.
+    hidden:
+        Width of the hidden layers.
+    epochs:
+        Passes over the graph.
+    seed:
+        Of parameters and dropout.
+    hosts:
+        local, or shaped:RATE (such as shaped:200mbit): each rank in a network namespace behind a link of that rate.
+    device:
+        cpu or cuda.
+    set_:
+        Any key of the run file: --set training.learning_rate=0.003 --set method.exact.transform_first=false.
+    out:
+        Run folder; by default a new one under runs/.
+    resume:
+        Go on from the newest checkpoint in --out.
+    force:
+        Overwrite the run folder in --out.
+    dry_run:
+        Print memory and bytes per rank, and train nothing.
+    json:
+        One JSON document on standard output.
+    """
+    console = Console(as_json=json)
+    if resume and out is None:
+        raise MisuseError("--resume needs --out, the run folder to go on with")
+    flags = {
+        "method.name": method,
+        "ranks": ranks,
+        "model.layer": model,
+        "model.layers": layers,
+        "model.hidden": hidden,
+        "training.epochs": epochs,
+        "seed": seed,
+        "hosts": hosts,
+        "device": device,
+    }
+    document, origin = _document(run, out if resume else None)
+
+    from halocast.runtime.config import override, resolve
+    from halocast.runtime.launch_context import detect_launch_environment
+
+    context = detect_launch_environment()
+    if context is not None and ranks is None:
+        flags["ranks"] = context.world_size
+    for key, value in flags.items():
+        if value is not None:
+            document = override(document, [f"{key}={_toml(value)}"])
+    config = resolve(override(document, set_ or []), origin)
+
+    if dry_run:
+        return _dry_run(config, console)
+    if context is not None:
+        return _train_as_rank(config, out, context, console, resume=resume, force=force)
+
+    from halocast.runtime.run import train as train_locally
+
+    with console.training(config.training.epochs) as progress:
+        result = train_locally(config, out, resume=resume, force=force, emit=progress)
+    console.document(result)
+    report_result(console, result)
+    return 0
+
+
+def _document(run: str, resumed: Path | None) -> tuple[dict[str, Any], str]:
+    """The run file's content, or a document that only names the graph; and what to call it in errors."""
+    from halocast.runtime.config import read_run_file
+
+    if resumed is not None:
+        path = resumed / "config.toml"
+        document = read_run_file(path)
+        if run and not run.endswith(".toml") and run != document.get("graph"):
+            raise MisuseError(f"--resume: {resumed} trains on '{document.get('graph')}', not '{run}'")
+        return document, str(path)
+    if not run:
+        raise MisuseError("name a graph or a run file: halocast train debian (see halocast datasets)")
+    if run.endswith(".toml"):
+        return read_run_file(Path(run)), run
+    return {"graph": run}, "command line"
+
+
+def _toml(value: str | int) -> str:
+    import json
+
+    return json.dumps(value)  # a JSON string or integer is a TOML one
+
+
+def _train_as_rank(config: Any, out: Path | None, context: Any, console: Console, *, resume: bool, force: bool) -> int:
+    from halocast.errors import HalocastError
+    from halocast.runtime.run import train_as_rank
+
+    if out is None:
+        raise MisuseError(f"under {context.launcher} name the run folder with --out, on a disk that every rank sees")
+    if config.ranks != context.world_size:
+        raise MisuseError(f"ranks = {config.ranks}, but {context.launcher} started {context.world_size}; leave --ranks out")
+    code = 0
+    try:
+        result = train_as_rank(config, out, context, resume=resume, force=force)
+        if result is not None:
+            console.document(result)
+            report_result(console, result)
+    except HalocastError as error:
+        console.error(f"rank {context.rank}: {error}")
+        code = error.exit_code
+    if code:
+        os._exit(code)  # threads that wait for a vanished peer must not keep the process
+    return code
+
+
+def _dry_run(config: Any, console: Console) -> int:
+    from halocast.runtime.run import estimate, estimate_document
+
+    estimates = estimate(config, console.note)
+    console.document({"graph": config.graph, "method": config.method.name, "ranks": estimate_document(estimates)})
+    console.table(
+        f"{config.graph}, {config.model.layers} × {config.model.layer} of {config.model.hidden}, method {config.method.name}",
+        ["rank", "own", "halo", "structure", "features", "buffers", "weights", "memory", "exchange/epoch", "all-reduce/epoch"],
+        [
+            [
+                str(each.rank),
+                f"{each.own:,}",
+                f"{each.halo:,}",
+                human_bytes(each.structure),
+                human_bytes(each.features),
+                human_bytes(each.buffers),
+                human_bytes(each.parameters),
+                human_bytes(each.memory),
+                human_bytes(each.exchange_per_epoch),
+                human_bytes(each.reduce_per_epoch),
+            ]
+            for each in estimates
+        ],
+    )
+    console.result("nothing was trained; memory is above the interpreter's own, features at most as stored dense")
+    return 0
+
+
+def report_result(console: Console, result: dict[str, Any]) -> None:
+    """The verdict of a run, its files and the next command."""
+    seconds = result["epoch_seconds"]
+    scores = "  ".join(f"{split} {score:.4f}" for split, score in result["accuracy"].items() if score is not None)
+    loss = "none" if result["loss"] is None else f"{result['loss']:.4f}"
+    console.result(
+        f"{result['graph']}: {result['epochs']} epochs of {result['method']} on {result['ranks']} ranks, "
+        f"{1000 * seconds['median']:.1f} ms an epoch (p10 {1000 * seconds['p10']:.1f}, p90 {1000 * seconds['p90']:.1f})"
+    )
+    console.result(f"  loss {loss}  {result['metric'].replace('_', ' ')}: {scores}")
+    console.result(
+        f"  {human_bytes(result['exchange_bytes_per_epoch'])} exchanged an epoch, "
+        f"{human_bytes(result['bytes_per_epoch'])} with the all-reduce; "
+        f"peak {', '.join(human_bytes(size) for size in result['peak_bytes'])} a rank"
+    )
+    following = f"halocast export {result['run']} --to perfetto" if "trace" in result["files"] else "halocast --help"
+    console.closing(result["files"], following)

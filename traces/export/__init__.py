@@ -1,0 +1,1 @@
+"""Exporters: a trace read back, in the formats of other tools."""
