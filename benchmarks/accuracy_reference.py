@@ -1,4 +1,4 @@
-"""Test metrics that PyG reaches with the model that halocast trains: `python -m benchmarks.accuracy_reference --out FILE`.
+"""Test metrics that PyG reaches with halocast's model: `python -m benchmarks.accuracy_reference --out FILE`.
 
 A hidden layer is convolution, optional LayerNorm (eps 1e-5), ReLU, dropout; the last layer is the convolution alone;
 nothing is dropped from the inputs. Convolutions:
@@ -27,12 +27,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch_geometric
+from benchmarks.peers.graph import PlainGraph, load_graph
+from benchmarks.peers.pyg_full import BoundConvolution, EdgeIndexGCNConv, EdgeIndexSAGEConv, pyg_structure
 from sklearn.metrics import f1_score, roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
-
-from benchmarks.peers.graph import PlainGraph, load_graph
-from benchmarks.peers.pyg_full import BoundConvolution, EdgeIndexGCNConv, EdgeIndexSAGEConv, pyg_structure
 
 SPARSE_DENSITY = 0.05
 """Features with fewer non-zeros than this are multiplied as a sparse matrix: the same product, without its zeros."""

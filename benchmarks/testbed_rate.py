@@ -1,4 +1,4 @@
-"""What shaped links deliver: TCP throughput, incast and round trips between ranks on the testbed, beside the rate asked.
+"""What shaped links deliver: TCP throughput, incast and round trips between ranks, beside the rate asked.
 
     python benchmarks/testbed_rate.py [--rates 200mbit 1gbit] [--seconds 3] [--out FILE.json]
 

@@ -330,7 +330,7 @@ def draw_metric(axes: Axes, metrics: pd.DataFrame, metric: str) -> None:
         ends.append((float(known["epoch"].iloc[-1]), float(known[column].iloc[-1]), name, colour))
     style(axes, xlabel="epoch", grid="y")
     show_epochs(axes, metrics)
-    headline(axes, metric if metric[:1].isupper() else metric.capitalize(), mark_best(axes, metrics))
+    headline(axes, sentence_case(metric), mark_best(axes, metrics))
     if ends:
         name_lines(axes, ends)
     else:
@@ -416,6 +416,11 @@ def style(axes: Axes, *, xlabel: str, grid: Literal["x", "y"]) -> None:
     axes.spines["bottom"].set_color(GRID)
     axes.tick_params(labelsize=8.5, labelcolor=MUTED, color=GRID)
     axes.set_xlabel(xlabel, fontsize=8.5, color=MUTED)
+
+
+def sentence_case(text: str) -> str:
+    """The first letter raised and the others as they are: ``Micro-F1``, ``ROC AUC``."""
+    return text[:1].upper() + text[1:]
 
 
 def duration(milliseconds: float) -> str:

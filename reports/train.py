@@ -137,7 +137,7 @@ def facts(run: TrainRun) -> list[tuple[str, str]]:
         rows.append(("Training loss", f"{losses.iloc[-1]:.4g} in the last epoch"))
     values = [f"{run.accuracy[key]:.4f} {name}" for key, name in SPLITS.items() if key in run.accuracy]
     if values:
-        rows.append((run.metric if run.metric[:1].isupper() else run.metric.capitalize(), ", ".join(values)))
+        rows.append((figures.sentence_case(run.metric), ", ".join(values)))
     return rows
 
 

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from halocast.errors import MisuseError, RunError
 
@@ -70,7 +72,7 @@ def save_checkpoint(folder: Path, identity: RunIdentity, progress: Progress, sta
             folder.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of a missing process group, which one rank does not need
-            dcp.save(state, checkpoint_id=building, no_dist=not distributed)
+            save(state, checkpoint_id=building, no_dist=not distributed)
         if rank == 0:
             document = {"identity": asdict(identity), "progress": asdict(progress)}
             (building / IDENTITY).write_text(json.dumps(document))
@@ -78,7 +80,7 @@ def save_checkpoint(folder: Path, identity: RunIdentity, progress: Progress, sta
             building.rename(final)
             for old in checkpoints(folder)[:-KEPT]:
                 shutil.rmtree(old, ignore_errors=True)
-    except (OSError, dcp.CheckpointException) as error:
+    except (OSError, CheckpointException) as error:
         shutil.rmtree(building, ignore_errors=True)
         raise RunError(f"cannot write checkpoint {final}: {_cause(error)}; earlier checkpoints are intact") from error
     return final
@@ -95,7 +97,7 @@ def read_progress(path: Path, identity: RunIdentity) -> Progress:
         document = json.loads((path / IDENTITY).read_text())
         theirs, progress = document["identity"], Progress(**document["progress"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MisuseError(f"checkpoint {path} cannot be read ({error}); remove it to resume from an earlier one") from error
+        raise MisuseError(f"checkpoint {path} cannot be read ({error}); remove it to resume from the one before") from error
     differences = identity.differences(theirs)
     if differences:
         raise MisuseError(f"checkpoint {path} is of another run ({'; '.join(differences)}); use another --out")
@@ -107,9 +109,9 @@ def load_state(path: Path, state: dict[str, Any]) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
-    except (OSError, dcp.CheckpointException, RuntimeError) as error:
-        raise RunError(f"checkpoint {path} cannot be loaded: {_cause(error)}; remove it to resume from an earlier one") from error
+            load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
+    except (OSError, CheckpointException, RuntimeError) as error:
+        raise RunError(f"checkpoint {path} cannot be loaded: {_cause(error)}; remove it to resume from the one before") from error
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -47,7 +47,7 @@ class DeviceClock:
         self._reference: tuple[int, torch.cuda.Event] | None = None
 
     def stamp(self) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         if self._reference is None:
             event.synchronize()

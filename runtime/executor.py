@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from halocast.runtime import kernels
 from halocast.runtime.adjacency import Adjacency, Aggregation
 from halocast.runtime.clock import Clock, DeviceClock, ThreadClock
 from halocast.runtime.exchange.transport import Flight, LostPeerError, Transport
-from halocast.runtime.features import FeatureRows
+from halocast.runtime.features import FeatureRows, SparseRows
 from halocast.runtime.memory import Arena, plan_arena, walk
 from halocast.runtime.models.layers import LinearAggregation
 from halocast.runtime.models.network import GradientBuckets, GraphNetwork
@@ -82,7 +82,7 @@ class Recorder(Protocol):
         epoch: int,
         index: int,
         layer: int,
-        direction: str,
+        direction: Direction,
         outgoing: PeerMessage | None,
         incoming: PeerMessage | None,
         start_ns: int,
@@ -153,9 +153,7 @@ class Executor:
         self._all_buffers = dict(zip(programs, arena.buffers, strict=True))
         self._buffers = self._all_buffers["train"]
         self._norm_statistics = [
-            (torch.empty(self._rows.total, dtype=dtype, device=device), torch.empty(self._rows.total, dtype=dtype, device=device))
-            if network.norm(index) is not None
-            else None
+            None if network.norm(index) is None else torch.empty(2, self._rows.total, dtype=dtype, device=device)
             for index in range(len(network.layers))
         ]
         self._tapes: dict[tuple[int, Part], tuple[Tensor, Tensor]] = {}
@@ -420,7 +418,9 @@ class Executor:
         stream = kernels.Stream(self._seed, self._context.epoch, operation.layer, purpose=DROPOUT_IN_LAYER)
         block = self.data.adjacency.block(operation.part, stream if training else None)
         with torch.set_grad_enabled(training):
-            inputs = self._dense(operation.source)[: block.sources].detach()
+            # `.data`, not `.detach()`: views of the arena share one version counter, which every later write moves on;
+            # these rows themselves stay as they are until the layer's backward pass has read them
+            inputs = self._dense(operation.source)[: block.sources].data
             inputs.requires_grad_(training and self._schedules[operation.layer].needs_input_gradient)
             output = layer(block, inputs)
         self._buffers[operation.target][self._rows.slice(operation.part)] = output.detach()
@@ -506,8 +506,7 @@ def _put(target: Tensor, value: Tensor | None, *, overwrite: bool) -> None:
 def with_aggregated_statistics(view: RankView, features: Mapping[str, FeatureRows]) -> RankView:
     """The view with what only the prepared features know: whether ÂX is sparse, and how many values it stores."""
     rows = features.get(AGGREGATED_FEATURES)
-    values = getattr(rows, "values", None)
-    if rows is None or not hasattr(rows, "begin") or values is None:
+    if not isinstance(rows, SparseRows):
         return view
     central, own = view.part.central, view.part.own
     stored = (rows.end - rows.begin).cpu()

@@ -196,7 +196,8 @@ def _exchange_sparse(rows: sp.csr_matrix, shard: Shard, transport: Transport) ->
     statistics = shard.statistics
     boundary = np.asarray(shard.boundary)
     outgoing = [(peer, rows[boundary[part]]) for peer, part in _peer_slices(statistics.boundary_to)]
-    lengths = [(peer, torch.zeros(part.stop - part.start, dtype=torch.int64)) for peer, part in _peer_slices(statistics.halo_from)]
+    halo = _peer_slices(statistics.halo_from)
+    lengths = [(peer, torch.zeros(part.stop - part.start, dtype=torch.int64)) for peer, part in halo]
     transport.start_exchange(
         [(peer, torch.from_numpy(np.diff(block.indptr).astype(np.int64))) for peer, block in outgoing], lengths
     ).wait()

@@ -378,7 +378,7 @@ def philox(stream: Stream, nodes: Tensor, dim: int) -> Tensor:
     _vector("philox", "nodes", nodes, torch.int64, nodes.numel(), nodes.device)
     if dim < 0:
         raise MisuseError(f"philox: dim {dim} is negative")
-    if nodes.device.type != "cpu":
+    if not _is_native(nodes):
         return kernels_torch.philox(stream, nodes, dim)
     out = torch.empty((nodes.numel(), dim), dtype=torch.int64)
     native().philox(

@@ -24,6 +24,7 @@ _ROUNDS = 10
 _WORD = 0xFFFFFFFF
 
 
+@torch.no_grad()
 def aggregate(
     begin: Tensor,
     end: Tensor,
@@ -75,7 +76,7 @@ def philox(stream: Stream, nodes: Tensor, dim: int) -> Tensor:
         high1, low1 = _multiply(state[2], _MULTIPLIERS[1])
         state = [high1 ^ state[1] ^ keys[0], low1, high0 ^ state[3] ^ keys[1], low0]
         keys = [(key + step) & _WORD for key, step in zip(keys, _WEYL, strict=True)]
-    return torch.stack(state, dim=2).reshape(nodes.numel(), -1)[:, :dim].contiguous()
+    return torch.stack(state, dim=2).flatten(1)[:, :dim].contiguous()
 
 
 def _multiply(word: Tensor, constant: int) -> tuple[Tensor, Tensor]:
@@ -89,6 +90,7 @@ def _kept(dropout: Dropout, nodes: Tensor, dim: int) -> Tensor:
     return philox(dropout.stream, nodes, dim) >= dropout.threshold
 
 
+@torch.no_grad()
 def epilogue_forward(
     z: Tensor,
     out: Tensor,
@@ -101,9 +103,9 @@ def epilogue_forward(
     """See :func:`halocast.runtime.kernels.epilogue_forward`."""
     t = z if bias is None else z + bias
     if normalization is not None:
-        variance, mean = torch.var_mean(t, dim=1, correction=0)
+        mean = t.mean(1)
         normalization.mean.copy_(mean)
-        normalization.rstd.copy_(torch.rsqrt(variance + normalization.eps))
+        normalization.rstd.copy_(torch.rsqrt((t - mean[:, None]).square().mean(1) + normalization.eps))
         t = _normal(t, normalization) * normalization.gamma + normalization.beta
     if relu:
         t = t.relu()
@@ -116,6 +118,7 @@ def _normal(t: Tensor, normalization: Normalization) -> Tensor:
     return (t - normalization.mean[:, None]) * normalization.rstd[:, None]
 
 
+@torch.no_grad()
 def epilogue_backward(
     grad: Tensor,
     out: Tensor | None,
@@ -149,6 +152,7 @@ def _put(where: Tensor | None, value: Tensor, accumulate: bool) -> None:
         where.add_(value) if accumulate else where.copy_(value)
 
 
+@torch.no_grad()
 def cross_entropy(logits: Tensor, targets: Tensor, rows: Tensor, grad: Tensor, scale: float) -> tuple[float, int]:
     """See :func:`halocast.runtime.kernels.cross_entropy`; returns (sum of losses, a row with a bad target or −1)."""
     chosen = targets[rows]
@@ -163,6 +167,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, rows: Tensor, grad: Tensor, s
     return float(-log_softmax.gather(1, chosen[:, None]).sum(dtype=torch.float64)), -1
 
 
+@torch.no_grad()
 def bce(logits: Tensor, targets: Tensor, rows: Tensor, grad: Tensor, scale: float) -> float:
     """See :func:`halocast.runtime.kernels.bce`."""
     x, y = logits[rows], targets[rows].to(logits.dtype)

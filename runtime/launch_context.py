@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from halocast.errors import MisuseError
 from halocast.runtime.supervise import ERROR_FILE
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SCONTROL_TIMEOUT_S = 10
 _SLURM_PORTS = (20_000, 10_000)  # first port and how many: below the ephemeral range that Linux hands out by itself
 
 
@@ -32,7 +34,7 @@ class LaunchContext:
         if not (0 <= self.rank < self.world_size and 0 <= self.local_rank < self.local_world_size <= self.world_size):
             raise MisuseError(
                 f"the environment set by {self.launcher} is contradictory: rank {self.rank} of {self.world_size}, "
-                f"local rank {self.local_rank} of {self.local_world_size}; unset RANK and SLURM_PROCID to start local ranks"
+                f"local rank {self.local_rank} of {self.local_world_size}; unset RANK or SLURM_PROCID to start your own"
             )
         if not 0 < self.master_port < 65_536:
             raise MisuseError(f"MASTER_PORT is {self.master_port}, but a port lies in 1..65535")
@@ -124,9 +126,11 @@ def _first_host(node_list: str) -> str:
     """Return the first host of a Slurm host list such as ``rack[1-2]n[01-16],login``, asking scontrol if there."""
     scontrol = shutil.which("scontrol")
     if scontrol:
-        answer = subprocess.run([scontrol, "show", "hostnames", node_list], capture_output=True, text=True, check=False)
-        if answer.returncode == 0 and answer.stdout.split():
-            return answer.stdout.split()[0]
+        command = [scontrol, "show", "hostnames", node_list]
+        with suppress(OSError, subprocess.TimeoutExpired):
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=SCONTROL_TIMEOUT_S, check=False)
+            if answer.returncode == 0 and answer.stdout.split():
+                return answer.stdout.split()[0]
     return first_host_of(node_list)
 
 

@@ -114,7 +114,8 @@ class Trainer:
         load_state(found[-1], self._state())
         if self.folder.metrics.exists():
             table = pd.read_csv(self.folder.metrics)
-            self.rows = table[table["epoch"] < self.progress.epoch].to_dict("records")
+            kept = table[table["epoch"] < self.progress.epoch]
+            self.rows = [{str(key): value for key, value in row.items()} for row in kept.to_dict("records")]
         self.emit({"event": "resumed", "epoch": self.progress.epoch, "checkpoint": found[-1].name})
 
     def train(self) -> None:

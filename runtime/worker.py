@@ -96,7 +96,9 @@ def run_rank(
     device = cuda_or_cpu(config, local_rank)
     use_threads(threads_per_rank(config, local_ranks))
     offset = measure_clock_offset(transport)
-    writer = TraceWriter(folder.trace, transport.rank, flush_seconds=config.trace.flush_seconds) if config.trace.enabled else None
+    writer = None
+    if config.trace.enabled:
+        writer = TraceWriter(folder.trace, transport.rank, flush_seconds=config.trace.flush_seconds)
 
     def on_step(text: str) -> None:
         heartbeat()

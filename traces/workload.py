@@ -140,7 +140,8 @@ class PartStatistics:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PartStatistics:
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        return cls(**fields)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """DGL's GraphConv and SAGEConv: `python -m benchmarks.peers.dgl_full GRAPH.npz --model gcn --threads 2`.
 
-Written as its user guide says: self loops added once, sparse formats built before training, int32 ids (`--variant int64`
-for the default ones), the zero-degree check switched off.
+Written as its user guide says: self loops added once, sparse formats built before training, int32 ids (the default
+int64 ones: `--variant int64`), the zero-degree check switched off.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ os.environ.setdefault("DGLBACKEND", "pytorch")  # DGL asks for a backend when it
 import dgl  # type: ignore[import-not-found]
 import dgl.nn  # type: ignore[import-not-found]
 import torch
-from torch import Tensor, nn
-
 from benchmarks.peers.graph import PlainGraph
 from benchmarks.peers.measure import (
     LayerWeights,
@@ -24,6 +22,7 @@ from benchmarks.peers.measure import (
     parse_options,
 )
 from benchmarks.peers.training import Stack, epoch_of
+from torch import Tensor, nn
 
 
 class BoundConvolution(nn.Module):

@@ -1,7 +1,7 @@
 """torch's embedding_bag by hand: `python -m benchmarks.peers.embedding_bag GRAPH.npz --model gcn --threads 2`.
 
-A node's neighbours are a bag of rows. Its own backward scatters into a dense table; on a symmetric structure the gradient
-is one more embedding_bag, over the same bags with the transposed weights.
+A node's neighbours are a bag of rows. Its own backward scatters into a dense table; on a symmetric structure the
+gradient is one more embedding_bag, over the same bags with the transposed weights.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional
-
 from benchmarks.peers.graph import PlainGraph, add_self_loops
 from benchmarks.peers.measure import initial_weights, load_single_label_graph, measure, parse_options
 from benchmarks.peers.propagation import Convolution, Propagation
 from benchmarks.peers.training import Stack, epoch_of
+from torch import Tensor
+from torch.nn import functional
 
 
 class _WeightedSum(torch.autograd.Function):

@@ -26,7 +26,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import psutil
-
 from benchmarks.peers.graph import PlainGraph, load_graph
 
 LEARNING_RATE = 0.01

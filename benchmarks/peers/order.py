@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pymetis
-
 from benchmarks.peers.graph import PlainGraph, load_graph
 
 

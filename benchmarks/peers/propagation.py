@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
-
 from benchmarks.peers.measure import LayerWeights
+from torch import Tensor, nn
 
 
 class Propagation(Protocol):

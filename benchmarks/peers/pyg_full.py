@@ -1,9 +1,9 @@
 """PyG's GCNConv and SAGEConv: `python -m benchmarks.peers.pyg_full GRAPH.npz --variant edge-index --model gcn`.
 
-- edge-index: an EdgeIndex sorted by column with its caches filled, multiplied as GraphConv does it. GCNConv and SAGEConv
-  of PyG 2.8 gather and scatter when they are given one, so two subclasses hand it to its own sparse product.
-- csr: the layers as they are, on a torch.sparse CSR matrix, which they multiply with `message_and_aggregate`. Its indices
-  stay int64, as PyG makes them: with int32, torch 2.13's gradient of the mean is wrong on a graph of 100,000 nodes.
+- edge-index: an EdgeIndex sorted by column with its caches filled, multiplied as GraphConv does it. GCNConv and
+  SAGEConv of PyG 2.8 gather and scatter when they are given one, so two subclasses hand it to its own sparse product.
+- csr: the layers as they are, on a torch.sparse CSR matrix, which they multiply with `message_and_aggregate`. Its
+  indices stay int64, as PyG makes them: with int32, torch 2.13's gradient of the mean is wrong at 100,000 nodes.
 - gather: the layers as they are on a plain edge list; a message tensor of [edges, dim] per layer.
 """
 
@@ -13,11 +13,6 @@ import warnings
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch_geometric import EdgeIndex
-from torch_geometric.nn import GCNConv, SAGEConv
-from torch_geometric.nn.conv.gcn_conv import gcn_norm
-
 from benchmarks.peers.graph import PlainGraph
 from benchmarks.peers.measure import (
     LayerWeights,
@@ -27,6 +22,10 @@ from benchmarks.peers.measure import (
     parse_options,
 )
 from benchmarks.peers.training import Stack, epoch_of
+from torch import Tensor, nn
+from torch_geometric import EdgeIndex
+from torch_geometric.nn import GCNConv, SAGEConv
+from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 
 class EdgeIndexGCNConv(GCNConv):  # type: ignore[misc]

@@ -1,7 +1,8 @@
 """Measures peers beside each other: `PEERS_PYTHON -m benchmarks.peers.run GRAPH.npz --threads 1 2 --also "CMD"`.
 
 For each model and thread count, the commands run in turn, A B C A B C ..., so that what slows the machine down for a
-while slows all of them. A ratio is the median over the repeats of one command's median epoch over another's in the same repeat.
+while slows all of them. A ratio is the median, over the repeats, of one command's median epoch over
+another's in the same repeat.
 
 `--also` adds any command that prints the same JSON line last. It may hold {graph}, {model}, {threads}, {epochs} and
 {order} (the path, or "none"). It runs once a repeat with each order, or once alone where it does not hold {order}. Let

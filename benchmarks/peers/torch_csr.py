@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from benchmarks.peers.graph import PlainGraph, add_self_loops
 from benchmarks.peers.measure import initial_weights, load_single_label_graph, measure, parse_options
 from benchmarks.peers.propagation import Convolution, Propagation
 from benchmarks.peers.training import Stack, epoch_of
+from torch import Tensor
 
 
 class _SparseProduct(torch.autograd.Function):

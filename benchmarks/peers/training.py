@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
-
 from benchmarks.peers.graph import PlainGraph
 from benchmarks.peers.measure import LEARNING_RATE
+from torch import Tensor, nn
 
 
 def epoch_of(model: nn.Module, graph: PlainGraph) -> Callable[[], float]:

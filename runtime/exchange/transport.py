@@ -259,7 +259,7 @@ class DeviceFlight:
         if self.done is None:
             for work in self.works:
                 work.wait()
-            self.done = torch.cuda.Event(enable_timing=True)
+            self.done = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             self.done.record()
 
     def sent_ns(self, peer: int = -1) -> int:
@@ -300,7 +300,7 @@ class NcclTransport:
 
 
 def _base_event() -> tuple[int, torch.cuda.Event]:
-    event = torch.cuda.Event(enable_timing=True)
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return time.monotonic_ns(), event
 

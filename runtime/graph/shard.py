@@ -265,7 +265,7 @@ class _Layout:
     def boundary(self, part: int) -> Int64Array:
         """Own rows each peer needs, peer after peer, in the peer's halo order."""
         needed = [self.halo[peer][self.assignment[self.halo[peer]] == part] for peer in range(self.parts)]
-        return self.local[np.concatenate(needed)]
+        return np.asarray(self.local[np.concatenate(needed)])
 
 
 def _statistics(
@@ -275,8 +275,8 @@ def _statistics(
     marginal = int(layout.marginal[own].sum())
     rows, column = columns
     nnz_marginal = int((rows >= len(own) - marginal).sum())
-    sparse = sp.issparse(graph.features)
-    stored = np.diff(graph.features.indptr) if sparse else np.zeros(0, dtype=np.int64)
+    sparse = not isinstance(graph.features, np.ndarray)
+    stored = np.zeros(0, dtype=np.int64) if isinstance(graph.features, np.ndarray) else np.diff(graph.features.indptr)
     ranges = (own[: len(own) - marginal], own[len(own) - marginal :], halo)
     central_values, marginal_values, halo_values = (int(stored[nodes].sum()) if sparse else 0 for nodes in ranges)
     return PartStatistics(

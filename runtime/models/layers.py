@@ -89,7 +89,7 @@ class PyGLayer(GraphLayer):
         return self.convolution((h, block.own_inputs(h)), block.edge_index)  # type: ignore[no-any-return]
 
 
-BUILT_IN: dict[str, type[LinearAggregation]] = {"gcn": GCN, "sage": GraphSAGE}
+BUILT_IN: dict[str, type[GCN] | type[GraphSAGE]] = {"gcn": GCN, "sage": GraphSAGE}
 
 
 def build_layer(name: str, dim_in: int, dim_out: int, options: dict[str, Any]) -> nn.Module:

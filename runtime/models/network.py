@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ class GraphNetwork(nn.Module):
             torch.manual_seed(seed)
             self.layers = nn.ModuleList(
                 build_layer(shape.layer, width_in, width_out, shape.options)
-                for width_in, width_out in zip(widths[:-1], widths[1:], strict=True)
+                for width_in, width_out in pairwise(widths)
             )
         hidden = range(shape.layers - 1)
         self.norms = nn.ModuleList(nn.LayerNorm(shape.hidden) for _ in hidden if shape.norm == "layer")

@@ -303,8 +303,9 @@ class LayerProgram:
         yield Free(self.index, name=inner)
 
     def apply_backward(self) -> Steps:
-        if not self.schedule.needs_input_gradient:
-            yield self.apply(BACKWARD, Part.OWN, self.gradient, "")
+        if not self.schedule.needs_input_gradient:  # the same pieces as forward
+            for part in (Part.MARGINAL, Part.CENTRAL) if self.schedule.sends_forward else (Part.OWN,):
+                yield self.apply(BACKWARD, part, self.gradient, "")
             return
         yield self.keep(self.input_gradient, Part.ALL, self.spec.dim_in)
         if not self.schedule.sends_backward:

@@ -1,6 +1,6 @@
 """Made `trace-v1` once. Run it again only for a new schema version, into a folder of that version.
 
-    python tests/golden/make_trace_v1.py tests/golden/trace-v1
+python tests/golden/make_trace_v1.py tests/golden/trace-v1
 """
 
 import sys

@@ -6,7 +6,7 @@ so that what is tested with it does not depend on them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from halocast.traces.trace import ClockOffset, Machine, TracedGraph, TraceManife
 FORWARD, BACKWARD = Direction.FORWARD, Direction.BACKWARD
 EPOCH_START_NS = 5_000_000_000
 LATENCY_NS = 150_000
+FLIGHT_START_NS = 40_000
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,6 @@ class SyntheticRank:
     epoch: int = 0
     index: int = 0
     live_bytes: int = 40_000_000
-    flights: list[tuple[int, int]] = field(default_factory=list)
 
     def run(self, operation: Operation, milliseconds: float, *, keep: int = 0, peer: int = -1) -> None:
         """A compute operation."""
@@ -84,10 +84,19 @@ class SyntheticRank:
         self.index += 1
         return self.index - 1
 
+    def start_flight(self, operation: Operation, landed: int) -> int:
+        """A communication operation: a span of its start and one of its flight, under one index, which it returns."""
+        index, start = self.next_index(), self.now
+        self.record(operation, index, "compute", start, FLIGHT_START_NS, FLIGHT_START_NS, -1)
+        self.record(operation, index, "communication", start, landed - start, 0, -1)
+        self.now += FLIGHT_START_NS
+        return index
+
     def record(self, operation: Operation, index: int, stream: str, start: int, wall: int, cpu: int, peer: int) -> None:
+        live_bytes = self.live_bytes if stream == "compute" else 0
         self.writer.span(
             *("train", self.epoch, index, operation, stream, start + self.offset_ns, wall, cpu),
-            *(self.live_bytes, peer),
+            *(live_bytes, peer),
         )
 
 
@@ -134,7 +143,7 @@ def synthetic_manifest(scenario: Scenario, *, finished: bool = True) -> TraceMan
 
 def run_epoch(scenario: Scenario, ranks: list[SyntheticRank], epoch: int) -> None:
     for rank in ranks:
-        rank.epoch, rank.index, rank.flights = epoch, 0, []
+        rank.epoch, rank.index = epoch, 0
     for layer in range(scenario.layers):
         forward_layer(scenario, ranks, layer)
     for rank in ranks:
@@ -205,16 +214,14 @@ def exchange(
         total = size * len(messages)
         work = Work(rows=boundary * len(messages), bytes_out=total, bytes_in=total, bits=scenario.bits)
         operation = Exchange(layer, direction, Part.HALO, work, outgoing=messages, incoming=messages)
-        index, start = rank.next_index(), rank.now
-        end = max((landed[peer.rank, rank.rank] for peer in peers(rank, ranks)), default=start)
-        rank.record(operation, index, "communication", start, end - start, 40_000, -1)
+        start = rank.now
+        index = rank.start_flight(operation, max(landed[peer.rank, rank.rank] for peer in peers(rank, ranks)))
         for message in messages:
             rank.writer.message(
                 *("train", rank.epoch, index, layer, direction, message, message, start + rank.offset_ns),
                 landed[rank.rank, message.peer] + rank.offset_ns,
                 landed[message.peer, rank.rank] + rank.offset_ns,
             )
-        rank.now += 40_000
     return landed
 
 
@@ -224,16 +231,7 @@ def start_reduce(scenario: Scenario, ranks: list[SyntheticRank], layer: int) -> 
     done = max(rank.now for rank in ranks) + LATENCY_NS + int(2 * size / scenario.bytes_per_second * 1e9) + 900_000
     for rank in ranks:
         work = Work(rows=size // 4, bytes_out=size, bytes_in=size)
-        rank.record(
-            AllReduce(layer, BACKWARD, work=work),
-            rank.next_index(),
-            "communication",
-            rank.now,
-            done - rank.now,
-            9_000,
-            -1,
-        )
-        rank.now += 9_000
+        rank.start_flight(AllReduce(layer, BACKWARD, work=work), done)
     return done
 
 

@@ -126,7 +126,7 @@ def run_ranks(world_size: int, work: Callable[[ThreadTransport], Answer]) -> tup
         with hub.turn:
             try:
                 answers[rank] = work(ThreadTransport(hub, rank))
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - raised again by run_ranks
                 errors.append(error)
                 hub.barrier.abort()
 

@@ -203,6 +203,9 @@ def match_messages(slices: pd.DataFrame, messages: pd.DataFrame) -> pd.DataFrame
     Columns sender, sender_thread, departs_ns, receiver, receiver_thread, arrives_ns and bytes. Messages whose other
     end, exchange or wait is not in the trace (a killed run) are left out.
     """
+    columns = ["sender", "sender_thread", "departs_ns", "receiver", "receiver_thread", "arrives_ns", "bytes"]
+    if slices.empty or messages.empty:
+        return pd.DataFrame(columns=columns, dtype="int64")
     pairs = _pair_ends(messages)
     departures = _departures(slices)
     waits = slices[slices["op"] == "Wait"].rename(columns={"rank": "receiver", "peer": "awaited"})
@@ -211,7 +214,6 @@ def match_messages(slices: pd.DataFrame, messages: pd.DataFrame) -> pd.DataFrame
     # Inside the wait's slice, whose end is exclusive, or the viewer attaches the arrow to another slice.
     last = arrows["start_ns"] + (arrows["wall_ns"] - 1).clip(lower=0)
     arrows["arrives_ns"] = arrows["receive_done_ns"].clip(lower=arrows["start_ns"], upper=last)
-    columns = ["sender", "sender_thread", "departs_ns", "receiver", "receiver_thread", "arrives_ns", "bytes"]
     return arrows[columns].sort_values(["departs_ns", "sender", "receiver"], kind="stable", ignore_index=True)
 
 

@@ -84,8 +84,8 @@ def partition(
         "cut_edges": sum(each.nnz_halo for each in statistics) // 2,
         "max_send": max(each.boundary for each in statistics),
     }
-    document = {"graph": shards.graph, "partition": sections, "parts": rows, "totals": totals, "files": {"shards": str(shards.folder)}}
-    console.document(document)
+    files = {"shards": str(shards.folder)}
+    console.document({"graph": shards.graph, "partition": sections, "parts": rows, "totals": totals, "files": files})
     console.table(
         f"{shards.graph['name']} in {parts} parts ({method}, {objective}, balanced on {balance})",
         ["part", "nodes", "central", "marginal", "halo", "boundary", "nonzeros", "train", "max to a peer"],
@@ -95,5 +95,5 @@ def partition(
         f"{totals['halo_rows']:,} halo rows in all ({totals['halo_rows'] / shards.graph['nodes']:.3f} a node), "
         f"{totals['cut_edges']:,} edges cut, at most {totals['max_send']:,} rows sent by one part"
     )
-    console.closing({"shards": str(shards.folder)}, f"halocast train {graph} --ranks {parts}")
+    console.closing(files, f"halocast train {graph} --ranks {parts}")
     return 0

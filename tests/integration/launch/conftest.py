@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def start(tmp_path: Path) -> Callable[..., list[str]]:
 
     def run(module: str, *arguments: str, ranks: int = 2, hosts: str = "local", **settings: Any) -> list[str]:
         lines: list[str] = []
-        settings = {"timeout_s": 20.0, "threads": 1, "on_line": lines.append, "log_folder": tmp_path} | settings
+        defaults: dict[str, Any] = {"timeout_s": 20.0, "on_line": lines.append, "log_folder": tmp_path}
         environment = ENVIRONMENT | settings.pop("environment", {})
         launch.launch_local(
             module,
@@ -33,7 +34,7 @@ def start(tmp_path: Path) -> Callable[..., list[str]]:
             ranks=ranks,
             hosts=testbed.HostSpec.parse(hosts),
             environment=environment,
-            **settings,
+            **defaults | settings,
         )
         return lines
 
@@ -67,14 +68,19 @@ def _state(process: int) -> str:
         return ""
 
 
-def networks() -> set[str]:
-    """Return the network namespaces that any process is in."""
+def children(parent: int) -> list[int]:
+    """Return the processes that `parent` has started itself."""
+    tasks = Path(f"/proc/{parent}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def networks(processes: Iterable[int] | None = None) -> set[str]:
+    """Return the network namespaces that any of `processes` is in; None: any process at all."""
+    folders = Path("/proc").glob("[0-9]*") if processes is None else (Path(f"/proc/{process}") for process in processes)
     found = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            found.add(os.readlink(process / "ns" / "net"))
-        except OSError:
-            continue
+    for folder in folders:
+        with suppress(OSError):
+            found.add(os.readlink(folder / "ns" / "net"))
     return found
 
 

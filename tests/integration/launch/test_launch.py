@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -26,8 +27,14 @@ Start = Callable[..., list[str]]
 pytestmark = [pytest.mark.timeout(30), pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
 
-def temporary_folders() -> set[Path]:
-    return set(Path(os.environ.get("TMPDIR", "/tmp")).glob("halocast-*"))
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The place for temporary files, empty so far, of this process and of those it starts."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return folder
 
 
 def test_ranks_get_torchruns_environment_and_the_log_all_output(start: Start, tmp_path: Path) -> None:
@@ -60,7 +67,7 @@ def test_lines_come_while_the_ranks_run(start: Start, tmp_path: Path) -> None:
     def refuse(line: str) -> None:
         raise LookupError(line)
 
-    with pytest.raises(LookupError, match="^first$"):
+    with pytest.raises(LookupError, match=r"^first$"):
         start("talk", on_line=refuse, environment={"PYTHONPATH": str(tmp_path)})
 
 
@@ -86,7 +93,9 @@ def test_a_module_that_is_not_there_is_named(start: Start) -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_rank_killed_at_a_random_moment_is_named_and_none_is_left(start: Start, tmp_path: Path, seed: int) -> None:
+def test_a_rank_killed_at_a_random_moment_is_named_and_none_is_left(
+    start: Start, tmp_path: Path, temporary: Path, seed: int
+) -> None:
     chosen = random.Random(seed)
     victim, moment = chosen.randrange(3), chosen.uniform(0.0, 0.3)
     processes: list[int] = []
@@ -97,7 +106,6 @@ def test_a_rank_killed_at_a_random_moment_is_named_and_none_is_left(start: Start
         time.sleep(moment)
         os.kill(ranks[victim]["rank"], signal.SIGKILL)
 
-    before = temporary_folders()
     killer = threading.Thread(target=kill)
     killer.start()
     with pytest.raises(RankFailure) as caught:
@@ -107,7 +115,7 @@ def test_a_rank_killed_at_a_random_moment_is_named_and_none_is_left(start: Start
     assert caught.value.signal == signal.SIGKILL
     assert len(processes) == 6
     eventually(lambda: not alive(processes), f"left: {processes}")
-    assert temporary_folders() <= before
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_hung_rank_is_named_and_none_is_left(start: Start) -> None:
@@ -132,22 +140,24 @@ def test_a_rank_that_ignores_sigterm_is_killed(start: Start, tmp_path: Path) -> 
         "if os.environ['RANK'] == '1':\n    mine.write_text(str(os.getpid()))\n    time.sleep(300)\n"
         "while not mine.exists() or not mine.read_text():\n    time.sleep(0.02)\nsys.exit(3)\n"
     )
-    with pytest.raises(RankFailure, match="^rank 0 failed with exit code 3$"):
+    with pytest.raises(RankFailure, match=r"^rank 0 failed with exit code 3$"):
         start("stubborn", str(tmp_path / "pid"), environment={"PYTHONPATH": str(tmp_path)})
     assert alive([int((tmp_path / "pid").read_text())]) == []
 
 
 @pytest.mark.parametrize(("number", "returncode"), [(signal.SIGKILL, -9), (signal.SIGTERM, 130), (signal.SIGINT, 130)])
-def test_nothing_outlives_the_launcher(tmp_path: Path, number: signal.Signals, returncode: int) -> None:
-    before = temporary_folders()
+def test_nothing_outlives_the_launcher(
+    tmp_path: Path, temporary: Path, number: signal.Signals, returncode: int
+) -> None:
     command = [sys.executable, str(CHILDREN / "launch_waiting.py"), str(tmp_path), "local"]
     launcher = subprocess.Popen(command, env=os.environ | ENVIRONMENT)
-    processes = [number for rank in told(tmp_path, 2) for number in (rank["rank"], rank["grandchild"])]
+    processes = [process for rank in told(tmp_path, 2) for process in (rank["rank"], rank["grandchild"])]
     assert alive(processes) == processes
+    assert len(list(temporary.iterdir())) == 1
     launcher.send_signal(number)
     assert launcher.wait(10) == returncode
     eventually(lambda: not alive(processes), f"left: {processes}")
-    eventually(lambda: temporary_folders() <= before, "its folder is left")
+    eventually(lambda: not list(temporary.iterdir()), "its folder is left")
 
 
 def test_a_port_that_is_taken_is_misuse_and_starts_nothing(start: Start, tmp_path: Path) -> None:

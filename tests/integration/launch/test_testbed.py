@@ -19,14 +19,13 @@ import pytest
 from halocast.runtime import testbed
 from halocast.runtime.launch import RankFailure
 
-from .conftest import CHILDREN, ENVIRONMENT, alive, eventually, networks, told
+from .conftest import CHILDREN, ENVIRONMENT, alive, children, eventually, networks, told
 
 Start = Callable[..., list[str]]
 pytestmark = [pytest.mark.timeout(30), pytest.mark.usefixtures("shaped")]
 
 
 def test_each_rank_has_a_shaped_link_of_its_own(start: Start) -> None:
-    before = networks()
     result = json.loads(start("traffic", hosts="shaped:100mbit")[-1])
     assert result["address"] == "10.77.0.2"
     assert set(result["interfaces"]) >= {"lo", testbed.INTERFACE}
@@ -36,7 +35,8 @@ def test_each_rank_has_a_shaped_link_of_its_own(start: Start) -> None:
     assert queue["options"]["rate"] == 100_000_000 // 8  # tc prints bytes per second
     assert queue["bytes"] >= 3_000_000
     assert queue["overlimits"] > 0
-    eventually(lambda: networks() <= before, "a namespace is left")
+    assert len(set(result["networks"]) - networks([os.getpid()])) == 2
+    assert not networks() & set(result["networks"]), "a namespace is left"
 
 
 def test_a_slower_link_is_slower(start: Start) -> None:
@@ -48,15 +48,14 @@ def test_a_slower_link_is_slower(start: Start) -> None:
 
 def test_both_ends_of_each_link_are_shaped(start: Start, tmp_path: Path) -> None:
     """Seen from outside while the ranks wait: the bridge's ports carry the same token bucket as the ranks' ends."""
-    before, seen = networks(), list[dict[str, Any]]()
+    used, seen = set[str](), list[dict[str, Any]]()
 
     def look() -> None:
         ranks = told(tmp_path, 2)
-        inside = {rank["network"] for rank in ranks}
-        holders = [
-            process for process in Path("/proc").glob("[0-9]*") if _network(process) not in before | inside | {""}
-        ]
-        for process in (holders[0].name, str(ranks[0]["rank"]), str(ranks[1]["rank"])):
+        used.update(networks(children(os.getpid())) - networks([os.getpid()]))
+        (bridge,) = used - {rank["network"] for rank in ranks}
+        (holder,) = [process for process in children(os.getpid()) if networks([process]) == {bridge}]
+        for process in (holder, ranks[0]["rank"], ranks[1]["rank"]):
             command = ["nsenter", f"--net=/proc/{process}/ns/net", "tc", "-j", "qdisc", "show"]
             seen.extend(json.loads(subprocess.check_output(command)))
         os.kill(ranks[1]["rank"], signal.SIGKILL)
@@ -69,14 +68,8 @@ def test_both_ends_of_each_link_are_shaped(start: Start, tmp_path: Path) -> None
     shaped = {(queue["dev"], queue["options"]["rate"]) for queue in seen if queue["kind"] == "tbf"}
     assert shaped == {("port0", 6_250_000), ("port1", 6_250_000), (testbed.INTERFACE, 6_250_000)}
     assert sum(queue["kind"] == "tbf" for queue in seen) == 4
-    eventually(lambda: networks() <= before, "a namespace is left")
-
-
-def _network(process: Path) -> str:
-    try:
-        return os.readlink(process / "ns" / "net")
-    except OSError:
-        return ""
+    assert len(used) == 3
+    eventually(lambda: not networks() & used, "a namespace is left")
 
 
 def test_gloo_reduces_over_shaped_links(start: Start) -> None:
@@ -89,20 +82,23 @@ def test_gloo_reduces_over_shaped_links(start: Start) -> None:
 @pytest.mark.parametrize("moment", [0.0, 0.05, 0.1, 0.15, 0.3, None])
 def test_nothing_outlives_a_killed_launcher(tmp_path: Path, moment: float | None) -> None:
     """Killed while it sets up the links, or (None) when the ranks run."""
-    before = networks()
+    ours = networks([os.getpid()])
     command = [sys.executable, str(CHILDREN / "launch_waiting.py"), str(tmp_path), "shaped:1gbit"]
     launcher = subprocess.Popen(command, env=os.environ | ENVIRONMENT)
-    processes = []
+    grandchildren = []
     if moment is None:
-        ranks = told(tmp_path, 2)
-        processes = [number for rank in ranks for number in (rank["rank"], rank["grandchild"])]
-        assert len(networks() - before) == 3  # two ranks and the bridge
+        grandchildren = [rank["grandchild"] for rank in told(tmp_path, 2)]
     else:
-        eventually(lambda: len(networks() - before) > 0 or launcher.poll() is not None, "no namespace came", 10)
+        eventually(lambda: bool(networks(children(launcher.pid)) - ours), "no namespace came", 10)
         time.sleep(moment)
+    launcher.send_signal(signal.SIGSTOP)  # so that it starts nothing while its processes are counted
+    processes = children(launcher.pid) + grandchildren
+    used = networks(processes) - ours
+    if moment is None:
+        assert len(used) == 3  # two ranks' and the bridge's
     launcher.kill()
     launcher.wait(10)
     eventually(lambda: not alive(processes), f"left: {processes}")
-    eventually(lambda: networks() <= before, "a namespace is left")
+    eventually(lambda: not networks() & used, "a namespace is left")
     links = subprocess.check_output(["ip", "-o", "link"], text=True)
     assert not re.search(rf"\b({testbed.INTERFACE}|{testbed.BRIDGE}|port\d+)\b", links)

@@ -6,7 +6,6 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-
 from tests.support.graphs import Case, chain_case, random_case
 from tests.support.sessions import largest_relative_error, reference_epoch, run_config, train_one_epoch
 

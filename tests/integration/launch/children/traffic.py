@@ -28,11 +28,23 @@ if os.environ["RANK"] == "0":
     seconds = time.perf_counter() - started
     peer.sendall(b"e")
     sender = json.loads(peer.makefile().readline())
+    networks = [os.readlink("/proc/self/ns/net"), sender.pop("network")]
     interfaces = [name for _, name in socket.if_nameindex()]
-    print(json.dumps({"seconds": seconds, "sender": sender, "address": address[0], "interfaces": interfaces}))
+    print(
+        json.dumps(
+            {
+                "seconds": seconds,
+                "sender": sender,
+                "address": address[0],
+                "interfaces": interfaces,
+                "networks": networks,
+            }
+        )
+    )
 else:
     peer = connect()
     peer.sendall(bytes(TOTAL))
     assert peer.recv(1) == b"e"
     command = ["tc", "-s", "-j", "qdisc", "show", "dev", os.environ["GLOO_SOCKET_IFNAME"]]
-    peer.sendall(json.dumps(json.loads(subprocess.check_output(command))[0]).encode() + b"\n")
+    told = json.loads(subprocess.check_output(command))[0] | {"network": os.readlink("/proc/self/ns/net")}
+    peer.sendall(json.dumps(told).encode() + b"\n")

@@ -1,0 +1,204 @@
+"""An edge list in a text file with a table of nodes beside it.
+
+Edge list: CSV, TSV or space-separated, the first two columns being node ids, with or without a header, ``#`` starting a
+comment line. Both directions of every edge are expected; ``symmetrise`` takes each line as an undirected edge.
+
+Node table (CSV, TSV or Parquet), one row a node: ``id``; ``label`` (integers as they are, anything else numbered in
+sorted order, missing for none) or several ``label:NAME`` columns of zeros and ones for multi-label; optionally
+``split`` (train, val or valid, test, or empty); every other column is a feature, in the table's order.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from halocast.errors import GraphError, nearest
+from halocast.runtime.graph.adjacency import undirected_pairs
+from halocast.runtime.graph.graph import Graph, Labels, Mask, random_split, validate
+
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "": "",
+}
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
+MULTILABEL_PREFIX = "label:"
+READ_ERRORS = (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError, OSError, pa.ArrowException)
+
+
+def load_csv(edges: Path | str, table: Path | str | None = None, *, symmetrise: bool = False) -> Graph:
+    """Load and validate a graph from an edge list and a node table.
+
+    Args:
+        edges: the edge list.
+        table: the node table; by default ``STEM.nodes.*`` or ``nodes.*`` beside the edge list.
+        symmetrise: take every line as an undirected edge instead of refusing an asymmetric list.
+
+    Raises:
+        GraphError: one line on a missing, empty or malformed file, an unknown id, or an unusable graph.
+    """
+    edges = Path(edges)
+    table = Path(table) if table is not None else find_table(edges)
+    nodes = _read_table(table)
+    pairs = _node_rows(edges, table, nodes)
+    first, second = undirected_pairs(pairs, len(nodes), str(edges), symmetrise=symmetrise)
+    labels, label_names = _labels(nodes, table)
+    train, val, test = _split(nodes, labels, table)
+    graph = Graph.from_edges(
+        first,
+        second,
+        name=edges.stem,
+        features=_features(nodes, table),
+        labels=labels,
+        train_mask=train,
+        val_mask=val,
+        test_mask=test,
+        meta={"source": f"{edges.name}, {table.name}", "label_names": label_names},
+    )
+    return validate(graph, str(edges))
+
+
+def find_table(edges: Path) -> Path:
+    """The node table that belongs to an edge list."""
+    names = [f"{stem}{suffix}" for stem in (f"{edges.stem}.nodes", "nodes") for suffix in TABLE_SUFFIXES]
+    for name in names:
+        if (edges.parent / name).is_file():
+            return edges.parent / name
+    raise GraphError(f"{edges}: no table of nodes beside it; name one as {edges.name}+TABLE, or add {' or '.join(names[::3])}")
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    _check_file(path)
+    try:
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path)
+        else:
+            table = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",")
+    except READ_ERRORS as error:
+        raise GraphError(f"{path}: cannot be read as a table: {' '.join(str(error).split())}") from error
+    table.columns = table.columns.map(str)
+    if "id" not in table:
+        raise GraphError(f"{path}: column 'id' is missing{nearest('id', table.columns)}")
+    repeated = table["id"].duplicated()
+    if repeated.any():
+        raise GraphError(f"{path}: id '{table['id'][repeated].iloc[0]}' appears more than once")
+    return table
+
+
+def _node_rows(path: Path, table: Path, nodes: pd.DataFrame) -> npt.NDArray[np.int64]:
+    """Rows of the table that each edge's two ids mean, int64 [2, edges]."""
+    edges = _read_edges(path)
+    ids = pd.Index(nodes["id"])
+    if not all(pd.api.types.is_integer_dtype(kind) for kind in (ids.dtype, *edges.dtypes)):
+        edges = _read_edges(path, dtype=str)
+        ids = pd.Index(nodes["id"] if table.suffix == ".parquet" else _ids_as_text(table)).astype(str)
+    rows = np.stack([ids.get_indexer(pd.Index(edges[column])) for column in edges.columns])
+    unknown = (rows < 0).any(axis=0)
+    if unknown.any():
+        at = int(unknown.argmax())
+        name = edges.iloc[at, int(rows[0, at] >= 0)]
+        raise GraphError(
+            f"{path}: edge {at} names node '{name}', which {table.name} does not have ({int(unknown.sum())} such edges)"
+        )
+    return rows.astype(np.int64)
+
+
+def _ids_as_text(table: Path) -> pd.Series[Any]:
+    separator = "\t" if table.suffix == ".tsv" else ","
+    return cast("pd.Series[Any]", pd.read_csv(table, sep=separator, usecols=["id"], dtype=str, keep_default_na=False)["id"])
+
+
+def _read_edges(path: Path, dtype: type[str] | None = None) -> pd.DataFrame:
+    _check_file(path)
+    separator, header = _edge_format(path)
+    try:
+        edges = pd.read_csv(
+            path,
+            sep=separator,
+            header=0 if header else None,
+            usecols=[0, 1],
+            comment="#",
+            dtype=cast(Any, dtype),
+            keep_default_na=False,
+        )
+    except READ_ERRORS as error:
+        raise GraphError(f"{path}: cannot be read as an edge list: {' '.join(str(error).split())}") from error
+    return edges.set_axis(["source", "target"], axis=1)
+
+
+def _edge_format(path: Path) -> tuple[str, bool]:
+    """(separator, whether there is a header) of an edge list, from its first line that is no comment.
+
+    A header is a line whose first two fields are column names, not ids.
+    """
+    with path.open(encoding="utf-8", errors="replace") as file:
+        line = next((line for line in file if line.strip() and not line.startswith("#")), "")
+    if not line:
+        raise GraphError(f"{path}: the edge list is empty")
+    separator = next((mark for mark in ("\t", ",", ";") if mark in line), r"\s+")
+    fields = line.replace(separator, " ").lower().split() if separator != r"\s+" else line.lower().split()
+    names = {"source", "target", "src", "dst", "from", "to", "u", "v", "node1", "node2", "id1", "id2", "node_1", "node_2"}
+    return separator, all(field.strip('"') in names for field in fields[:2])
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise GraphError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise GraphError(f"{path}: the file is empty")
+
+
+def _labels(nodes: pd.DataFrame, path: Path) -> tuple[Labels, list[str]]:
+    """Labels and the names of the classes."""
+    several = [name for name in nodes.columns if name.startswith(MULTILABEL_PREFIX)]
+    if several:
+        names = [name.removeprefix(MULTILABEL_PREFIX) for name in several]
+        values = nodes[several].to_numpy()
+        if not np.isin(values, (0, 1)).all():
+            row, column = np.argwhere(~np.isin(values, (0, 1)))[0]
+            raise GraphError(f"{path}: '{several[column]}' of row {row} is {values[row, column]}; allowed: 0 and 1")
+        return values.astype(np.uint8), names
+    if "label" not in nodes:
+        raise GraphError(f"{path}: column 'label' (or several '{MULTILABEL_PREFIX}NAME') is missing{nearest('label', nodes)}")
+    column = nodes["label"]
+    if pd.api.types.is_numeric_dtype(column):
+        numbers = column.to_numpy(dtype=np.float64, na_value=np.nan)
+        whole = np.where(np.isnan(numbers), -1, numbers)
+        if not np.array_equal(whole, np.floor(whole)):
+            raise GraphError(f"{path}: the label of row {int((whole != np.floor(whole)).argmax())} is not a whole number")
+        return whole.astype(np.int64), []
+    codes, names = pd.factorize(column, sort=True)
+    return codes.astype(np.int64), [str(name) for name in names]
+
+
+def _split(nodes: pd.DataFrame, labels: Labels, path: Path) -> tuple[Mask, Mask, Mask]:
+    if "split" not in nodes:
+        return random_split(labels)
+    asked = nodes["split"].fillna("").astype(str).str.strip().str.lower()
+    unknown = ~asked.isin(list(SPLITS))
+    if unknown.any():
+        value = asked[unknown].iloc[0]
+        raise GraphError(f"{path}: split '{value}' is unknown{nearest(value, [name for name in SPLITS if name])}")
+    chosen = asked.map(SPLITS).to_numpy()
+    return chosen == "train", chosen == "val", chosen == "test"
+
+
+def _features(nodes: pd.DataFrame, path: Path) -> npt.NDArray[np.float32]:
+    reserved = {"id", "label", "split"}
+    names = [name for name in nodes.columns if name not in reserved and not name.startswith(MULTILABEL_PREFIX)]
+    if not names:
+        raise GraphError(f"{path}: no feature columns beside {', '.join(nodes.columns)}")
+    for name in names:
+        if not pd.api.types.is_numeric_dtype(nodes[name]):
+            raise GraphError(f"{path}: feature column '{name}' is {nodes[name].dtype}, needed are numbers")
+    return nodes[names].to_numpy(dtype=np.float32, na_value=np.nan)

@@ -1,0 +1,242 @@
+import gzip
+import itertools
+import json
+from collections import defaultdict
+
+import numpy as np
+import pandas as pd
+import pytest
+from hta.trace_analysis import TraceAnalysis
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic import Scenario, synthetic_manifest, write_synthetic_run
+
+from halocast.errors import RunError
+from halocast.traces.export.perfetto import export_hta, export_perfetto, lay_out
+from halocast.traces.operations import Exchange
+from halocast.traces.trace import TraceWriter, read_trace, write_manifest
+
+ORIGIN_NS = 5_000_000_000  # of the first span of a synthetic run, on rank 0's clock
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "trace"
+    write_synthetic_run(folder, Scenario(world_size=3, layers=3, epochs=3, bytes_per_second=3e8))
+    return read_trace(folder)
+
+
+@pytest.fixture(scope="module")
+def document(trace, tmp_path_factory):
+    return json.loads(export_perfetto(trace, tmp_path_factory.mktemp("out") / "trace.json").read_text())
+
+
+def events(document, phase):
+    return [event for event in document["traceEvents"] if event["ph"] == phase]
+
+
+def assert_no_overlap(document):
+    threads = defaultdict(list)
+    for slice_ in events(document, "X"):
+        threads[slice_["pid"], slice_["tid"]].append((slice_["ts"], slice_["ts"] + slice_["dur"]))
+    for intervals in threads.values():
+        intervals.sort()
+        for (_, end), (start, _) in itertools.pairwise(intervals):
+            assert start >= end - 1e-6  # µs: the sum of two exact decimals
+
+
+def test_a_slice_a_span_and_none_overlap(trace, document):
+    assert len(events(document, "X")) == len(trace.spans)
+    assert_no_overlap(document)
+
+
+def test_slices_carry_the_aligned_times_and_the_work(trace, document):
+    names = {(e["pid"], e["tid"]): e["args"]["name"] for e in events(document, "M") if e["name"] == "thread_name"}
+    slices = {
+        (s["pid"], names[s["pid"], s["tid"]].partition(" ")[0], s["args"]["epoch"], s["args"]["index"]): s
+        for s in events(document, "X")
+    }
+    offsets = [clock.offset_ns for clock in trace.manifest.clock_offsets]
+    for span in trace.spans.to_dict("records"):
+        slice_ = slices[span["rank"], span["stream"], span["epoch"], span["index"]]
+        assert round(1000 * slice_["ts"]) == span["start_ns"] - offsets[span["rank"]] - ORIGIN_NS
+        assert round(1000 * slice_["dur"]) == span["wall_ns"]
+        for key in ("op", "phase", "detail", "layer", "direction", "peer", "rows", "bytes_out", "live_bytes"):
+            unset = {"detail": "", "layer": -1, "peer": -1}.get(key, 0)
+            assert slice_["args"].get(key, unset) == span[key]
+
+
+def test_names_and_categories(document):
+    kinds = {(s["args"]["op"], s["name"], s["cat"]) for s in events(document, "X")}
+    assert {kind for kind in kinds if kind[0] in ("Exchange", "AllReduce", "Wait", "Aggregate")} == {
+        ("Exchange", "Exchange", "cpu_op"),
+        ("Exchange", "ncclDevKernel_SendRecv", "kernel"),
+        ("AllReduce", "AllReduce", "cpu_op"),
+        ("AllReduce", "ncclDevKernel_AllReduce_Sum", "kernel"),
+        ("Wait", "Wait", "cpu_op"),
+        ("Aggregate", "Aggregate central", "kernel"),
+        ("Aggregate", "Aggregate marginal", "kernel"),
+        ("Aggregate", "Aggregate halo", "kernel"),
+        ("Aggregate", "Aggregate own", "kernel"),
+    }
+    assert ("Transform", "Transform whole central", "kernel") in kinds
+    kernels = [s for s in events(document, "X") if s["cat"] == "kernel"]
+    assert all(s["args"]["stream"] == s["tid"] for s in kernels)
+    correlations = [s["args"]["correlation"] for s in kernels]
+    assert len(set(correlations)) == len(correlations)
+    names = {(e["pid"], e["tid"]): e["args"]["name"] for e in events(document, "M") if e["name"] == "thread_name"}
+    assert names[0, 1] == "compute"
+    assert names[0, 2] == "communication"
+    ranks = {e["pid"]: e["args"]["name"] for e in events(document, "M") if e["name"] == "process_name"}
+    assert ranks == {0: "rank 0", 1: "rank 1", 2: "rank 2"}
+
+
+def test_an_arrow_a_message_from_exchange_to_wait(trace, document):
+    starts = {e["id"]: e for e in events(document, "s")}
+    ends = {e["id"]: e for e in events(document, "f")}
+    assert len(starts) == len(ends) == len(trace.messages)
+    assert starts.keys() == ends.keys()
+
+    def enclosing(event):
+        inside = [
+            s
+            for s in events(document, "X")
+            if (s["pid"], s["tid"]) == (event["pid"], event["tid"]) and s["ts"] <= event["ts"] < s["ts"] + s["dur"]
+        ]
+        assert len(inside) == 1
+        return inside[0]
+
+    pairs = set()
+    for identity, start in starts.items():
+        sender, receiver = enclosing(start), enclosing(ends[identity])
+        assert sender["name"] == "ncclDevKernel_SendRecv"
+        assert receiver["args"]["op"] == "Wait"
+        assert receiver["args"]["peer"] == sender["pid"] != receiver["pid"]
+        for key in ("epoch", "layer", "direction"):
+            assert receiver["args"][key] == sender["args"][key]
+        assert ends[identity]["ts"] >= start["ts"]
+        pairs.add((sender["pid"], receiver["pid"], *(sender["args"][key] for key in ("epoch", "layer", "direction"))))
+    sent = trace.messages[["rank", "peer", "epoch", "layer", "direction"]].itertuples(index=False, name=None)
+    assert pairs == set(sent)
+
+
+def test_arrows_end_at_a_wait_for_all_peers_too(trace, tmp_path):
+    waits = (trace.spans["op"] == "Wait") & (trace.spans["peer"] >= 0)
+    spans = trace.spans.assign(peer=trace.spans["peer"].where(~waits, -1))
+    changed = type(trace)(trace.folder, trace.manifest, spans, trace.messages)
+    exported = json.loads(export_perfetto(changed, tmp_path / "t.json").read_text())
+    assert len(events(exported, "f")) == len(trace.messages)
+
+
+def test_live_bytes_are_a_counter_a_rank(trace, document):
+    counted = defaultdict(list)
+    for event in events(document, "C"):
+        assert event["name"] == "live bytes"
+        counted[event["pid"]].append(event["args"]["bytes"])
+    for rank, values in counted.items():
+        spans = trace.spans[(trace.spans["rank"] == rank) & (trace.spans["stream"] == "compute")]
+        series = spans.sort_values("start_ns")["live_bytes"].tolist()
+        assert values == [value for i, value in enumerate(series) if i == 0 or value != series[i - 1]]
+
+
+def test_flights_at_once_take_further_threads(tmp_path):
+    write_manifest(tmp_path, synthetic_manifest(Scenario(world_size=1)))
+    with TraceWriter(tmp_path, 0) as writer:
+        for index, (start, wall) in enumerate([(0, 100), (50, 100), (100, 20), (130, 5), (140, 30)]):
+            writer.span("train", 0, index, Exchange(0), "communication", start, wall, 0, 0)
+    exported = json.loads(export_perfetto(read_trace(tmp_path), tmp_path / "t.json").read_text())
+    assert_no_overlap(exported)
+    names = {e["tid"]: e["args"]["name"] for e in events(exported, "M") if e["name"] == "thread_name"}
+    threads = {s["args"]["index"]: names[s["tid"]] for s in events(exported, "X")}
+    first, second = "communication", "communication 2"
+    assert threads == {0: first, 1: second, 2: first, 3: first, 4: first}
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12)), min_size=1, max_size=40))
+def test_as_many_threads_as_spans_in_flight(intervals):
+    starts, walls = np.array(intervals, dtype=np.int64).T
+    count = len(intervals)
+    spans = pd.DataFrame(
+        {
+            "rank": np.zeros(count, np.int32),
+            "index": np.arange(count),
+            "stream": np.full(count, "communication", dtype=object),
+            "start_ns": starts,
+            "wall_ns": walls,
+        }
+    )
+    laid_out = lay_out(spans)
+    for _, thread in laid_out.groupby("thread"):
+        ends = (thread["start_ns"] + thread["wall_ns"]).to_numpy()
+        assert (thread["start_ns"].to_numpy()[1:] >= ends[:-1]).all()
+    in_flight = [sum(start <= t < start + wall for start, wall in intervals) for t in range(75)]
+    assert laid_out["thread"].nunique() == max(in_flight)
+
+
+def test_gzip_by_name_and_the_same_bytes_each_time(trace, document, tmp_path):
+    first, second = export_perfetto(trace, tmp_path / "a.json.gz"), export_perfetto(trace, tmp_path / "b.json.gz")
+    assert first.read_bytes() == second.read_bytes()
+    assert json.loads(gzip.decompress(first.read_bytes())) == document
+
+
+def test_an_empty_trace_exports(tmp_path):
+    write_manifest(tmp_path, synthetic_manifest(Scenario()))
+    exported = json.loads(export_perfetto(read_trace(tmp_path), tmp_path / "t.json").read_text())
+    assert exported["traceEvents"] == []
+
+
+def test_writing_where_a_file_is_in_the_way(trace, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot write"):
+        export_perfetto(trace, tmp_path / "file" / "t.json")
+
+
+def union(intervals):
+    """Disjoint intervals that cover the same points."""
+    merged = []
+    for start, end in sorted(intervals):
+        if merged and start <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], end)
+        else:
+            merged.append([start, end])
+    return merged
+
+
+def length(intervals):
+    return sum(end - start for start, end in intervals)
+
+
+def overlap(left, right):
+    return sum(max(min(a[1], b[1]) - max(a[0], b[0]), 0) for a in left for b in right)
+
+
+@pytest.mark.timeout(120)
+def test_holistic_trace_analysis_finds_the_same_numbers(trace, tmp_path):
+    paths = export_hta(trace, tmp_path / "hta")
+    assert '"rank": 2' in gzip.decompress(paths[2].read_bytes()).decode().partition("\n")[0]
+    for path in paths:
+        assert_no_overlap(json.loads(gzip.decompress(path.read_bytes())))
+    analysis = TraceAnalysis(trace_dir=str(tmp_path / "hta"))
+    breakdown = analysis.get_temporal_breakdown(visualize=False).set_index("rank")
+    overlaps = analysis.get_comm_comp_overlap(visualize=False).set_index("rank")
+    assert breakdown.index.tolist() == [0, 1, 2]
+    for rank in range(3):
+        spans = trace.spans[trace.spans["rank"] == rank]
+        host = spans["op"].isin(["Wait", "Exchange", "AllReduce"]) & (spans["stream"] == "compute")
+        intervals = {
+            name: union(zip(rows["start_ns"] / 1e3, (rows["start_ns"] + rows["wall_ns"]) / 1e3, strict=True))
+            for name, rows in (
+                ("computing", spans[(spans["stream"] == "compute") & ~host]),
+                ("communicating", spans[spans["stream"] == "communication"]),
+                ("busy", spans[~host]),
+            )
+        }
+        total = max(end for _, end in intervals["busy"]) - min(start for start, _ in intervals["busy"])
+        found = breakdown.loc[rank]
+        assert found["kernel_time(us)"] == pytest.approx(total, rel=0.01)
+        assert found["compute_time(us)"] == pytest.approx(length(intervals["computing"]), rel=0.01)
+        assert found["idle_time(us)"] == pytest.approx(total - length(intervals["busy"]), rel=0.01)
+        alone = length(intervals["busy"]) - length(intervals["computing"])
+        assert found["non_compute_time(us)"] == pytest.approx(alone, rel=0.01)
+        hidden = overlap(intervals["computing"], intervals["communicating"]) / length(intervals["communicating"])
+        assert overlaps.loc[rank, "comp_comm_overlap_pctg"] == pytest.approx(100 * hidden, rel=0.01)
