@@ -122,9 +122,7 @@ class ReferenceModel(nn.Module):
             BoundConvolution(_convolution(settings.model, *pair), inputs.adjacency, inputs.edge_weights)
             for pair in itertools.pairwise(dims)
         )
-        self.norms = nn.ModuleList(
-            nn.LayerNorm(dim, eps=1e-5) if settings.layer_norm else nn.Identity() for dim in dims[1:-1]
-        )
+        self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=1e-5) if settings.layer_norm else nn.Identity() for dim in dims[1:-1])
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits [nodes, classes]."""

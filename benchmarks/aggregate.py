@@ -70,7 +70,7 @@ def compress(rows: np.ndarray, columns: np.ndarray, nodes: int) -> tuple[np.ndar
 def metis_order(indptr: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The same graph with its nodes renumbered part by part."""
     nodes = indptr.size - 1
-    _, part = pymetis.part_graph(min(LOCALITY_PARTS, nodes), xadj=indptr, adjncy=indices)
+    _, part = pymetis.part_graph(min(LOCALITY_PARTS, nodes), pymetis.CSRAdjacency(indptr, indices))
     name = np.empty(nodes, dtype=np.int64)
     name[np.argsort(part, kind="stable")] = np.arange(nodes)
     rows = np.repeat(np.arange(nodes), np.diff(indptr))

@@ -6,6 +6,7 @@
 
 #include "epilogue.h"
 #include "kernels.h"
+#include "simd.h"
 
 namespace halocast::HALOCAST_ISA {
 namespace {
@@ -109,7 +110,8 @@ T bce_row(const Loss<T, std::uint8_t>& l, std::int64_t row) {
   const std::uint8_t* const y = l.target + row * l.classes;
   T* const grad = l.grad + row * l.grad_stride;
   T sum = 0;
-#pragma omp simd reduction(+ : sum)
+  // Without a stated length the compiler fills registers with bytes of y, and short rows never reach the vector loop.
+#pragma omp simd reduction(+ : sum) simdlen(lanes<T>)
   for (std::int64_t j = 0; j < l.classes; ++j) {
     const T logit = x[j];
     const T wrong = y[j] != 0 ? -logit : logit;

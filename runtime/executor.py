@@ -136,11 +136,12 @@ class Executor:
         dtype: torch.dtype,
         device: torch.device,
         recorder: Recorder | None = None,
+        on_operation: Callable[[], None] = lambda: None,
     ) -> None:
         self.view, self.method, self.network = view, method, network
         self.optimizer, self.data, self.transport = optimizer, data, transport
         self.buckets = GradientBuckets(network)
-        self._seed, self._recorder = seed, recorder
+        self._seed, self._recorder, self._on_operation = seed, recorder, on_operation
         self._rows = data.adjacency.rows
         self._schedules = schedule_layers(view)
         self._aggregations: list[Aggregation | None] = [
@@ -225,6 +226,7 @@ class Executor:
             if kind is Exchange or kind is AllReduce:
                 flights.append((index, operation, value))
             index += 1
+            self._on_operation()
         if self._recorder is not None:
             settle()
             self._record(recorded, flights)

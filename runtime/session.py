@@ -23,6 +23,7 @@ from halocast.runtime.models.network import GraphNetwork, NetworkShape
 from halocast.runtime.programs import METHODS
 from halocast.runtime.programs.full import AGGREGATED_FEATURES, FEATURES
 from halocast.runtime.programs.schedule import Order, schedule_layers
+from halocast.runtime.supervise import heartbeat
 from halocast.traces.operations import Part
 from halocast.traces.workload import RankView
 
@@ -107,6 +108,7 @@ def build_session(
         dtype=dtype,
         device=device,
         recorder=recorder,
+        on_operation=heartbeat,
     )
     return RankSession(view, network, optimizer, executor, labels, masks)
 

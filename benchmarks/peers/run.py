@@ -222,9 +222,7 @@ def _jobs(options: argparse.Namespace, model: str, threads: int) -> Iterator[Job
             yield Job(command[0], label, "default", command, {"OMP_NUM_THREADS": str(threads)})
 
 
-def _peer_command(
-    options: argparse.Namespace, peer: str, model: str, threads: int, order: Path | None
-) -> tuple[str, ...]:
+def _peer_command(options: argparse.Namespace, peer: str, model: str, threads: int, order: Path | None) -> tuple[str, ...]:
     module, variant = PEERS[peer]
     command = [sys.executable, "-m", f"benchmarks.peers.{module}", str(options.graph), "--model", model]
     command += ["--threads", str(threads), "--epochs", str(options.epochs)]
@@ -259,12 +257,8 @@ def _parse_options() -> argparse.Namespace:
     parser.add_argument("--also", action="append", default=[], metavar="CMD", help="another command; may be repeated")
     parser.add_argument("--models", nargs="+", choices=("gcn", "sage"), default=("gcn", "sage"))
     parser.add_argument("--threads", nargs="+", type=int, default=(1, 2))
-    parser.add_argument(
-        "--orders", nargs="*", type=_existing, default=(), help=".npy permutations, beside the order as is"
-    )
-    parser.add_argument(
-        "--as-is", action=argparse.BooleanOptionalAction, default=True, help="the order of the file too"
-    )
+    parser.add_argument("--orders", nargs="*", type=_existing, default=(), help=".npy permutations, beside the order as is")
+    parser.add_argument("--as-is", action=argparse.BooleanOptionalAction, default=True, help="the order of the file too")
     parser.add_argument("--mallocs", nargs="+", choices=("default", "tuned"), default=("default",))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=7)

@@ -106,7 +106,7 @@ def _node_rows(path: Path, table: Path, nodes: pd.DataFrame) -> npt.NDArray[np.i
     unknown = (rows < 0).any(axis=0)
     if unknown.any():
         at = int(unknown.argmax())
-        name = edges.iloc[at, int(rows[0, at] >= 0)]
+        name = str(edges.iloc[at, int(rows[0, at] >= 0)])
         raise GraphError(
             f"{path}: edge {at} names node '{name}', which {table.name} does not have ({int(unknown.sum())} such edges)"
         )
@@ -115,7 +115,7 @@ def _node_rows(path: Path, table: Path, nodes: pd.DataFrame) -> npt.NDArray[np.i
 
 def _ids_as_text(table: Path) -> pd.Series[Any]:
     separator = "\t" if table.suffix == ".tsv" else ","
-    return cast("pd.Series[Any]", pd.read_csv(table, sep=separator, usecols=["id"], dtype=str, keep_default_na=False)["id"])
+    return pd.read_csv(table, sep=separator, usecols=["id"], dtype=str, keep_default_na=False)["id"]
 
 
 def _read_edges(path: Path, dtype: type[str] | None = None) -> pd.DataFrame:
@@ -169,7 +169,9 @@ def _labels(nodes: pd.DataFrame, path: Path) -> tuple[Labels, list[str]]:
             raise GraphError(f"{path}: '{several[column]}' of row {row} is {values[row, column]}; allowed: 0 and 1")
         return values.astype(np.uint8), names
     if "label" not in nodes:
-        raise GraphError(f"{path}: column 'label' (or several '{MULTILABEL_PREFIX}NAME') is missing{nearest('label', nodes)}")
+        raise GraphError(
+            f"{path}: column 'label' (or several '{MULTILABEL_PREFIX}NAME') is missing{nearest('label', map(str, nodes))}"
+        )
     column = nodes["label"]
     if pd.api.types.is_numeric_dtype(column):
         numbers = column.to_numpy(dtype=np.float64, na_value=np.nan)
@@ -177,8 +179,8 @@ def _labels(nodes: pd.DataFrame, path: Path) -> tuple[Labels, list[str]]:
         if not np.array_equal(whole, np.floor(whole)):
             raise GraphError(f"{path}: the label of row {int((whole != np.floor(whole)).argmax())} is not a whole number")
         return whole.astype(np.int64), []
-    codes, names = pd.factorize(column, sort=True)
-    return codes.astype(np.int64), [str(name) for name in names]
+    codes, values_in_order = pd.factorize(column, sort=True)
+    return codes.astype(np.int64), [str(value) for value in values_in_order]
 
 
 def _split(nodes: pd.DataFrame, labels: Labels, path: Path) -> tuple[Mask, Mask, Mask]:

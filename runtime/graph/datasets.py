@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -122,7 +123,7 @@ def _generate(text: str) -> Graph:
     from halocast.runtime.graph.generator import GeneratorSettings, generate_graph
 
     kinds = {field.name: int if field.type in {"int", int} else float for field in fields(GeneratorSettings)}
-    settings: dict[str, int | float] = {}
+    settings: dict[str, Any] = {}
     for item in filter(None, text.split(",")):
         key, equals, value = item.partition("=")
         name = "average_degree" if key == "degree" else key
@@ -155,7 +156,7 @@ def _npz_in(folder: Path) -> Iterator[Path]:
 
 def _describe(path: Path, name: str, *, embedded: bool) -> DatasetInfo | None:
     """A file's facts from its headers and small arrays; None for anything but a readable static graph."""
-    from halocast.runtime.graph.graph import choose_metric
+    from halocast.runtime.graph.graph import choose_metric, count_classes
     from halocast.runtime.graph.npz import SPARSE_FEATURES, open_npz, read_meta
 
     try:
@@ -173,7 +174,7 @@ def _describe(path: Path, name: str, *, embedded: bool) -> DatasetInfo | None:
         nodes=shape[0],
         edges=edges[1],
         features=shape[1],
-        classes=int(meta.get("classes", labels.shape[1] if labels.ndim == 2 else int(labels.max(initial=-1)) + 1)),
+        classes=int(meta.get("classes") or count_classes(truth)),
         multilabel=labels.ndim == 2,
         metric=choose_metric(str(asked) if asked else None, truth, str(path)),
         licence=str(meta.get("licence", "")),

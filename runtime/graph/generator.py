@@ -88,9 +88,7 @@ class GeneratorSettings:
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, stream])))
 
 
-def generate_graph(
-    nodes: int, average_degree: float, *, chunk_edges: int = CHUNK_EDGES, **settings: Any
-) -> Graph:
+def generate_graph(nodes: int, average_degree: float, *, chunk_edges: int = CHUNK_EDGES, **settings: Any) -> Graph:
     """Make a graph in memory; keywords are the fields of `GeneratorSettings`. The split is a random 60/20/20.
 
     Raises:
@@ -275,7 +273,8 @@ def _margins(asked: GeneratorSettings, chance: Floats) -> Floats:
             table = np.nan_to_num(table * (rows / table.sum(axis=1))[:, None])
             table = np.nan_to_num(table * (columns / table.sum(axis=0))[None, :])
             if np.abs(table.sum(axis=1) - rows).max() < 1e-6:
-                return table.ravel()
+                shares: Floats = table.ravel()
+                return shares
     raise MisuseError(
         f"generated graph: community_mixing = {asked.community_mixing:g} and homophily = {asked.homophily:g} cannot both "
         f"hold with {asked.communities} communities, {asked.classes} classes and label_noise = {asked.label_noise:g}; "
@@ -364,7 +363,8 @@ def _draw(
             second[chosen[same]] = -1
     pairs = np.unique((first * n + second)[second >= 0])
     a, b = layout.ids[pairs // n], layout.ids[pairs % n]
-    return np.minimum(a, b) * n + np.maximum(a, b)
+    keys: Ints = np.minimum(a, b) * n + np.maximum(a, b)
+    return keys
 
 
 def _sorted_keys(layout: _Layout, chunk_edges: int) -> Ints:

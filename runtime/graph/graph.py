@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -137,22 +137,24 @@ class Graph:
         digest = hashlib.blake2b(digest_size=8)
         for array in self._contents():
             digest.update(f"{array.dtype.str}{array.shape};".encode())
-            digest.update(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")
+            digest.update(np.ascontiguousarray(array).data if array.size else b"")
         return digest.hexdigest()
 
-    def _contents(self) -> list[npt.NDArray[np.generic]]:
-        features: list[npt.NDArray[np.generic]] = [self.features] if isinstance(self.features, np.ndarray) else []
-        if not isinstance(self.features, np.ndarray):
-            rows = self.features  # scipy picks the index type by size and version: hash one type
+    def _contents(self) -> list[npt.NDArray[Any]]:
+        rows = self.features
+        features: list[npt.NDArray[Any]] = [rows] if isinstance(rows, np.ndarray) else []
+        if isinstance(rows, sparse.csr_matrix):  # scipy picks the index type by size and version: hash one type
             features = [np.array(rows.shape), rows.indptr.astype(np.int64), rows.indices.astype(np.int64), rows.data]
         return [self.indptr, self.indices, *features, self.labels, self.train_mask, self.val_mask, self.test_mask]
 
 
 def as_features(features: npt.ArrayLike | sparse.sparray | sparse.spmatrix) -> Features:
     """Features as `Graph` holds them: C-contiguous float32, or CSR float32 with ascending columns."""
-    if sparse.issparse(features):
-        rows = sparse.csr_matrix(features, dtype=np.float32)
-        rows.sum_duplicates()
+    if isinstance(features, (sparse.sparray, sparse.spmatrix)):
+        rows: sparse.csr_matrix = sparse.csr_matrix(cast(Any, features), dtype=np.float32)
+        if not rows.has_canonical_format:
+            rows = rows.copy()  # it may share the caller's arrays
+            rows.sum_duplicates()
         return rows
     return np.ascontiguousarray(features, dtype=np.float32)
 
@@ -177,7 +179,7 @@ def as_labels(labels: npt.ArrayLike) -> Labels:
 def count_classes(labels: Labels) -> int:
     """Columns of multi-label truth, or the largest class id + 1."""
     if labels.ndim == 2:
-        return labels.shape[1]
+        return int(labels.shape[1])
     return int(labels.max(initial=-1)) + 1
 
 

@@ -66,7 +66,7 @@ class NpzReader:
         """An array whole."""
         self._header(name)
         with _one_line(self.path), self._archive.open(f"{name}.npy") as member:
-            return cast(Array, np.lib.format.read_array(member, allow_pickle=False))
+            return np.lib.format.read_array(member, allow_pickle=False)
 
     def _header(self, name: str) -> Header:
         """An array's header, checked against the bytes that are there so that none is allocated in vain."""
@@ -122,9 +122,7 @@ def load_npz(path: Path | str, *, symmetrise: bool = False) -> Graph:
         features = _read_features(archive)
         shape = archive.shape("edge_index")
         check_id_width(shape[-1] if shape else 0, _rows(features), archive.dtype("edge_index").itemsize, source)
-        edges = undirected_pairs(
-            archive.read("edge_index"), _rows(features), source, each_once=True, symmetrise=symmetrise
-        )
+        edges = undirected_pairs(archive.read("edge_index"), _rows(features), source, each_once=True, symmetrise=symmetrise)
         labels, masks = archive.read("y"), {name: archive.read(name) for name in REQUIRED[2:]}
     for name, mask in masks.items():
         if mask.dtype != np.bool_:
@@ -138,7 +136,9 @@ def load_npz(path: Path | str, *, symmetrise: bool = False) -> Graph:
         labels=labels,
         classes=cast("int | None", meta.get("classes")),
         meta=meta,
-        **masks,
+        train_mask=masks["train_mask"],
+        val_mask=masks["val_mask"],
+        test_mask=masks["test_mask"],
     )
     return validate(graph, source)
 
@@ -187,9 +187,7 @@ def feature_arrays(features: Features) -> dict[str, Array]:
     }
 
 
-def write_npz(
-    path: Path | str, arrays: Mapping[str, Array | tuple[Header, Iterable[Array]]], *, compress: bool = True
-) -> None:
+def write_npz(path: Path | str, arrays: Mapping[str, Array | tuple[Header, Iterable[Array]]], *, compress: bool = True) -> None:
     """Write arrays into an ``.npz`` with fixed times, so that equal contents give equal bytes.
 
     Args:
@@ -224,7 +222,7 @@ def _write_member(member: IO[bytes], content: Array | tuple[Header, Iterable[Arr
 def _read_header(member: IO[bytes]) -> Header:
     version = np.lib.format.read_magic(member)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return cast(Header, read(member))
+    return read(member)
 
 
 def _read_features(archive: NpzReader) -> Features:

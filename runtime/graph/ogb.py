@@ -1,7 +1,8 @@
 """Open Graph Benchmark node-property graphs, read from OGB's own files on disk without unpickling anything.
 
 Layout (``ogbn-arxiv`` lies in ``ROOT/ogbn_arxiv``): ``raw/edge.csv.gz``, ``node-feat.csv.gz``, ``node-label.csv.gz``,
-``num-node-list.csv.gz``, or the binary form ``raw/data.npz`` and ``node-label.npz``; ``split/SCHEME/{train,valid,test}.csv.gz``.
+``num-node-list.csv.gz``, or the binary form ``raw/data.npz`` and ``node-label.npz``; and in either case
+``split/SCHEME/{train,valid,test}.csv.gz``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,6 @@ from halocast.runtime.graph.npz import open_npz
 # From OGB's nodeproppred/master.csv: edges stored in one direction of an undirected graph, and metrics not by labels.
 STORED_ONCE = frozenset({"ogbn-products", "ogbn-proteins"})
 ROC_AUC = frozenset({"ogbn-proteins"})
-SPLITS = {"train_mask": "train", "val_mask": "valid", "test_mask": "test"}
 
 Array = npt.NDArray[Any]
 
@@ -45,10 +45,8 @@ def load_ogb(name: str, root: Path | str, *, symmetrise: bool = False) -> Graph:
     source = f"ogb:{name}"
     binary = (folder / "raw" / "data.npz").is_file()
     edges, features, labels = _read_binary(folder) if binary else _read_csv(folder)
-    masks = _read_masks(folder, features.shape[0])
-    first, second = undirected_pairs(
-        edges, features.shape[0], source, symmetrise=symmetrise or name in STORED_ONCE
-    )
+    train, val, test = (_read_mask(folder, split, features.shape[0]) for split in ("train", "valid", "test"))
+    first, second = undirected_pairs(edges, features.shape[0], source, symmetrise=symmetrise or name in STORED_ONCE)
     graph = Graph.from_edges(
         first,
         second,
@@ -56,8 +54,10 @@ def load_ogb(name: str, root: Path | str, *, symmetrise: bool = False) -> Graph:
         features=features,
         labels=as_labels(labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels),
         metric="roc_auc" if name in ROC_AUC else None,
+        train_mask=train,
+        val_mask=val,
+        test_mask=test,
         meta={"source": f"Open Graph Benchmark, {name}"},
-        **masks,
     )
     return validate(graph, source)
 
@@ -72,7 +72,7 @@ def _download(name: str, root: Path | str, folder: Path) -> None:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             NodePropPredDataset(name=name, root=str(root))
-    except Exception as error:  # noqa: BLE001  (any fault of the download: the user gets one line)
+    except Exception as error:  # whatever OGB's download raises becomes one line
         raise GraphError(f"ogb:{name}: OGB cannot load it: {' '.join(str(error).split())}") from error
     if not (folder / "raw").is_dir():
         raise GraphError(f"ogb:{name}: OGB left no {folder / 'raw'}")
@@ -99,18 +99,16 @@ def _read_binary(folder: Path) -> tuple[Array, Array, Array]:
         return edges, features.astype(np.float32, copy=False), archive.read("node_label")
 
 
-def _read_masks(folder: Path, nodes: int) -> dict[str, npt.NDArray[np.bool_]]:
+def _read_mask(folder: Path, split: str, nodes: int) -> npt.NDArray[np.bool_]:
     schemes = sorted(path for path in (folder / "split").glob("*") if path.is_dir())
     if len(schemes) != 1:
         raise GraphError(f"{folder / 'split'}: needed is one folder with a split, found {len(schemes)}")
-    masks = {}
-    for mask, split in SPLITS.items():
-        ids = _table(schemes[0] / f"{split}.csv.gz").ravel()
-        if ids.size and (ids.min() < 0 or ids.max() >= nodes):
-            raise GraphError(f"{schemes[0]}: {split}.csv.gz names a node outside 0..{nodes - 1}")
-        masks[mask] = np.zeros(nodes, dtype=np.bool_)
-        masks[mask][ids.astype(np.int64)] = True
-    return masks
+    ids = _table(schemes[0] / f"{split}.csv.gz").ravel().astype(np.int64)
+    if ids.size and (ids.min() < 0 or ids.max() >= nodes):
+        raise GraphError(f"{schemes[0]}: {split}.csv.gz names a node outside 0..{nodes - 1}")
+    mask = np.zeros(nodes, dtype=np.bool_)
+    mask[ids] = True
+    return mask
 
 
 def _table(path: Path) -> Array:
@@ -119,7 +117,7 @@ def _table(path: Path) -> Array:
         hint = "; halocast needs node features" if path.name.startswith("node-feat") else ""
         raise GraphError(f"{path}: no such file{hint}")
     try:
-        return pd.read_csv(path, header=None).to_numpy()
+        return cast(Array, pd.read_csv(path, header=None).to_numpy())
     except pd.errors.EmptyDataError:
         return np.zeros((0, 1), dtype=np.int64)
     except (pd.errors.ParserError, EOFError, OSError, ValueError) as error:

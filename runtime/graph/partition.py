@@ -143,9 +143,7 @@ def _from_file(method: str, graph: Graph, parts: int) -> Assignment:
     return numbers.astype(np.int32)
 
 
-def locality_order(
-    graph: Graph, assignment: Assignment, cluster_size: int = CLUSTER_SIZE, seed: int = 0
-) -> Order:
+def locality_order(graph: Graph, assignment: Assignment, cluster_size: int = CLUSTER_SIZE, seed: int = 0) -> Order:
     """A position for every node, such that sorting a part's nodes by it puts neighbours near each other.
 
     Each part is cut by METIS into clusters of about `cluster_size` nodes, so that a cluster's rows stay in cache while

@@ -54,7 +54,7 @@ def load_pyg(name: str, root: Path | str, *, symmetrise: bool = False) -> Graph:
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # PyG announces its downloads there
             collection = getattr(datasets, family)(root=str(Path(root) / family), **choice)
-    except Exception as error:  # noqa: BLE001  (any PyG class, any fault: the user gets one line)
+    except Exception as error:  # whatever a PyG class raises becomes one line
         raise GraphError(f"pyg:{name}: PyG cannot load it from {root}: {_line(error)}") from error
     if len(collection) != 1:
         raise GraphError(f"pyg:{name}: the data set holds {len(collection)} graphs; needed is one")
@@ -81,13 +81,21 @@ def from_pyg(data: Any, *, name: str = "pyg", source: str | None = None, symmetr
         labels = labels[:, 0]
     labels = as_labels(labels)
     if getattr(data, "train_mask", None) is None:
-        masks = dict(zip(("train_mask", "val_mask", "test_mask"), random_split(labels), strict=True))
+        train, val, test = random_split(labels)
     else:
-        masks = {each: _mask(data, each, features.shape[0]) for each in ("train_mask", "val_mask", "test_mask")}
+        train, val, test = (_mask(data, each, features.shape[0]) for each in ("train_mask", "val_mask", "test_mask"))
     edge_index = data.edge_index.detach().cpu().numpy()
     first, second = undirected_pairs(edge_index, features.shape[0], where, symmetrise=symmetrise)
     graph = Graph.from_edges(
-        first, second, name=name, features=features, labels=labels, meta={"source": f"PyG {where}"}, **masks
+        first,
+        second,
+        name=name,
+        features=features,
+        labels=labels,
+        train_mask=train,
+        val_mask=val,
+        test_mask=test,
+        meta={"source": f"PyG {where}"},
     )
     return validate(graph, where)
 

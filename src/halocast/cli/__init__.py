@@ -23,8 +23,16 @@ app = App(
     version=__version__,
     help_format="rst",
 )
-for name in ("demo", "train", "datasets", "partition", "export", "doctor"):
-    app.command(f"halocast.cli.{name}:{name}", name=name)
+COMMANDS = {
+    "demo": "Train on the graph that ships with halocast, and draw what happened.",
+    "train": "Train on a whole graph and leave a run folder: configuration, metrics, checkpoints, trace.",
+    "datasets": "List the graphs that are known by name.",
+    "partition": "Cut a graph into parts and store one memory-mapped shard a part.",
+    "export": "Write a run's trace for Perfetto, Holistic Trace Analysis or a data frame.",
+    "doctor": "Check the installation.",
+}
+for name, summary in COMMANDS.items():
+    app.command(f"halocast.cli.{name}:{name}", name=name, help=summary)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -38,8 +46,8 @@ def run(arguments: list[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     console = Console()
     try:
-        if arguments and not arguments[0].startswith("-") and arguments[0] not in app:
-            raise MisuseError(f"unknown command '{arguments[0]}'{nearest(arguments[0], _commands())}")
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+            raise MisuseError(f"unknown command '{arguments[0]}'{nearest(arguments[0], COMMANDS)}")
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return code if isinstance(code, int) else 0
     except HalocastError as error:
@@ -59,10 +67,6 @@ def run(arguments: list[str]) -> int:
         _show_traceback(debug)
     console.error(failure)
     return code
-
-
-def _commands() -> list[str]:
-    return [name for name in app if not name.startswith("-")]
 
 
 def _show_traceback(debug: bool) -> None:
