@@ -37,8 +37,6 @@ void aggregate_block(const Aggregate<T>& a, std::int64_t first, std::int64_t las
   // One narrow row would wait for its own additions: take several edges at once, in sums of their own.
   constexpr int ways = Vectors == 1 ? 4 : Vectors <= 3 ? 2 : 1;
   constexpr std::int64_t distance = prefetch_distance<Vectors>;
-  constexpr int line = 64;
-  constexpr int lines = (Vectors * vector_bytes + line - 1) / line;
   const T* const in = a.in + column;
 
   const auto weight = [&](std::int64_t edge, std::int64_t source) {
@@ -49,10 +47,9 @@ void aggregate_block(const Aggregate<T>& a, std::int64_t first, std::int64_t las
     }
     return w;
   };
-  const auto prefetch = [&](std::int64_t edge) {
+  const auto fetch_ahead = [&](std::int64_t edge) __attribute__((always_inline)) {
     const std::int64_t ahead = edge + distance < last_edge ? edge + distance : last_edge;
-    const char* row = reinterpret_cast<const char*>(in + a.index[ahead] * a.in_stride);
-    for (int l = 0; l < lines; ++l) __builtin_prefetch(row + l * line);
+    prefetch(in + a.index[ahead] * a.in_stride, Vectors * vector_bytes);
   };
 
   for (std::int64_t row = first; row < last; ++row) {
@@ -61,12 +58,12 @@ void aggregate_block(const Aggregate<T>& a, std::int64_t first, std::int64_t las
     const std::int64_t end = a.end[row];
     for (; edge + ways <= end; edge += ways)
       for (int way = 0; way < ways; ++way) {
-        prefetch(edge + way);
+        fetch_ahead(edge + way);
         const std::int64_t source = a.index[edge + way];
         add_row<T, Vectors, Tail, Weighted>(sums[way], in + source * a.in_stride, tail, weight(edge + way, source));
       }
     for (; edge < end; ++edge) {
-      prefetch(edge);
+      fetch_ahead(edge);
       const std::int64_t source = a.index[edge];
       add_row<T, Vectors, Tail, Weighted>(sums[0], in + source * a.in_stride, tail, weight(edge, source));
     }

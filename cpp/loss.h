@@ -6,7 +6,6 @@
 
 #include "epilogue.h"
 #include "kernels.h"
-#include "simd.h"
 
 namespace halocast::HALOCAST_ISA {
 namespace {
@@ -103,22 +102,28 @@ std::int64_t cross_entropy(const Loss<T, std::int64_t>& l, int threads) {
   return -1;
 }
 
-// max(x, 0) − x y + log(1 + e^−|x|), for y of 0 or 1.
+// Adds up max(x, 0) − x y + log(1 + e^−|x|), for y of 0 or 1. Labels become T first, a few at a time: in one loop with bytes the
+// compiler would fill its registers with bytes, and most rows are too short for that.
 template <class T>
 T bce_row(const Loss<T, std::uint8_t>& l, std::int64_t row) {
-  const T* const x = l.logits + row * l.logits_stride;
-  const std::uint8_t* const y = l.target + row * l.classes;
-  T* const grad = l.grad + row * l.grad_stride;
+  constexpr std::int64_t at_once = 128;
+  T labels[at_once];
   T sum = 0;
-  // Without a stated length the compiler fills registers with bytes of y, and short rows never reach the vector loop.
-#pragma omp simd reduction(+ : sum) simdlen(lanes<T>)
-  for (std::int64_t j = 0; j < l.classes; ++j) {
-    const T logit = x[j];
-    const T wrong = y[j] != 0 ? -logit : logit;
-    const T e = exp_nonpositive(-std::fabs(logit));
-    const T sigmoid = (logit < 0 ? e : T(1)) / (1 + e);
-    sum += (wrong > 0 ? wrong : T(0)) + log1p_unit(e);
-    grad[j] = (sigmoid - (y[j] != 0 ? T(1) : T(0))) * l.scale;
+  for (std::int64_t first = 0; first < l.classes; first += at_once) {
+    const std::int64_t count = l.classes - first < at_once ? l.classes - first : at_once;
+    const T* const x = l.logits + row * l.logits_stride + first;
+    const std::uint8_t* const y = l.target + row * l.classes + first;
+    T* const grad = l.grad + row * l.grad_stride + first;
+    for (std::int64_t j = 0; j < count; ++j) labels[j] = y[j] != 0 ? T(1) : T(0);
+#pragma omp simd reduction(+ : sum)
+    for (std::int64_t j = 0; j < count; ++j) {
+      const T logit = x[j];
+      const T wrong = labels[j] != 0 ? -logit : logit;
+      const T e = exp_nonpositive(-std::fabs(logit));
+      const T sigmoid = (logit < 0 ? e : T(1)) / (1 + e);
+      sum += (wrong > 0 ? wrong : T(0)) + log1p_unit(e);
+      grad[j] = (sigmoid - labels[j]) * l.scale;
+    }
   }
   return sum;
 }

@@ -5,6 +5,7 @@
 
 #include "epilogue.h"
 #include "kernels.h"
+#include "simd.h"
 
 namespace halocast::HALOCAST_ISA {
 namespace {
@@ -13,11 +14,10 @@ constexpr std::int64_t rows_ahead = 8;
 
 // Starts fetching the row that is needed a few rows from now.
 template <class T, class Index>
-inline void fetch_ahead(const T* base, std::int64_t stride, const MoveRows<T, Index>& m, std::int64_t k) {
-  if (k + rows_ahead >= m.count) return;
-  const char* const row = reinterpret_cast<const char*>(base + m.index[k + rows_ahead] * stride);
+inline __attribute__((always_inline)) void fetch_ahead(const T* base, std::int64_t stride, const MoveRows<T, Index>& m, std::int64_t k) {
+  constexpr std::int64_t most = 1024;  // the processor's own prefetcher follows from there
   const auto bytes = m.dim * static_cast<std::int64_t>(sizeof(T));
-  for (std::int64_t byte = 0; byte < bytes && byte < 1024; byte += 64) __builtin_prefetch(row + byte);
+  if (k + rows_ahead < m.count) prefetch(base + m.index[k + rows_ahead] * stride, bytes < most ? bytes : most);
 }
 
 template <class T, class Index>

@@ -86,8 +86,7 @@ def _operator(
 ) -> Tensor:
     if transposed_indptr.numel() != features.shape[0] + 1:
         raise MisuseError(
-            f"aggregate: features have {features.shape[0]} rows, "
-            f"the structure has {transposed_indptr.numel() - 1} columns"
+            f"aggregate: features have {features.shape[0]} rows, the structure has {transposed_indptr.numel() - 1} columns"
         )
     return kernels.aggregate(
         indptr[:-1],
@@ -116,9 +115,7 @@ def _fake(
 
 
 def _save(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
-    indptr, indices, _, transposed_indptr, transposed_indices, values, transposed_values, row_scale, column_scale = (
-        inputs
-    )
+    indptr, indices, _, transposed_indptr, transposed_indices, values, transposed_values, row_scale, column_scale = inputs
     ctx.save_for_backward(
         transposed_indptr, transposed_indices, indptr, indices, transposed_values, values, column_scale, row_scale
     )

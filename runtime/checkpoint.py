@@ -111,7 +111,9 @@ def load_state(path: Path, state: dict[str, Any]) -> None:
             warnings.simplefilter("ignore")
             load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
     except (OSError, CheckpointException, RuntimeError) as error:
-        raise RunError(f"checkpoint {path} cannot be loaded: {_cause(error)}; remove it to resume from the one before") from error
+        raise RunError(
+            f"checkpoint {path} cannot be loaded: {_cause(error)}; remove it to resume from the one before"
+        ) from error
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

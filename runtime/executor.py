@@ -476,7 +476,7 @@ class Executor:
 
     def _halo_slices(self, rows: Tensor, messages: tuple[PeerMessage, ...]) -> dict[int, Tensor]:
         """The first `message.rows` of each peer's halo rows."""
-        starts = [self._rows.own + sum(self.view.part.halo_from[:message.peer]) for message in messages]
+        starts = [self._rows.own + sum(self.view.part.halo_from[: message.peer]) for message in messages]
         return {each.peer: rows[start : start + each.rows] for each, start in zip(messages, starts, strict=True)}
 
     def _all_reduce(self, operation: AllReduce) -> Flight:

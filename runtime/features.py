@@ -178,7 +178,9 @@ def _share_of_stored_values(adjacency: sp.csr_matrix, features: sp.csr_matrix, t
 
 def _peer_slices(counts: tuple[int, ...]) -> list[tuple[int, slice]]:
     ends = np.cumsum(counts)
-    return [(peer, slice(int(end) - count, int(end))) for peer, (count, end) in enumerate(zip(counts, ends, strict=True)) if count]
+    return [
+        (peer, slice(int(end) - count, int(end))) for peer, (count, end) in enumerate(zip(counts, ends, strict=True)) if count
+    ]
 
 
 def _exchange_dense(values: Tensor, shard: Shard, transport: Transport) -> None:

@@ -53,9 +53,7 @@ class Stream:
         limits = {"seed": _SEED_LIMIT, "epoch": _WORD_LIMIT, "layer": 1 << 16, "direction": 1 << 4, "purpose": 1 << 4}
         for name, limit in limits.items():
             if not 0 <= getattr(self, name) < limit:
-                raise MisuseError(
-                    f"random stream: {name} {getattr(self, name)} is out of range; allowed: 0 to {limit - 1}"
-                )
+                raise MisuseError(f"random stream: {name} {getattr(self, name)} is out of range; allowed: 0 to {limit - 1}")
 
     @property
     def tag(self) -> int:
@@ -73,9 +71,7 @@ class Dropout:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.probability < 1.0:
-            raise MisuseError(
-                f"dropout probability {self.probability} is out of range; allowed: 0 up to, not including, 1"
-            )
+            raise MisuseError(f"dropout probability {self.probability} is out of range; allowed: 0 up to, not including, 1")
 
     @property
     def threshold(self) -> int:
@@ -155,9 +151,7 @@ def aggregate(
         out = features.new_zeros((count, dim))
     _like("aggregate", "out", out, features, (count, dim))
     if not _is_native(features):
-        kernels_torch.aggregate(
-            begin, end, indices, features, out, values, row_scale, column_scale, (first, last), accumulate
-        )
+        kernels_torch.aggregate(begin, end, indices, features, out, values, row_scale, column_scale, (first, last), accumulate)
         return out
     native().aggregate(
         features.dtype == torch.float64, begin.data_ptr(), end.data_ptr(), indices.data_ptr(), _address(values),
@@ -277,9 +271,7 @@ def scatter_add_rows(source: Tensor, index: Tensor, out: Tensor) -> Tensor:
     source = _matrix("scatter_add_rows", "source", source)
     _row_index("scatter_add_rows", index, source)
     if index.numel() != source.shape[0]:
-        raise MisuseError(
-            f"scatter_add_rows: index has {index.numel()} entries for the {source.shape[0]} rows of source"
-        )
+        raise MisuseError(f"scatter_add_rows: index has {index.numel()} entries for the {source.shape[0]} rows of source")
     _like("scatter_add_rows", "out", out, source, (out.shape[0] if out.dim() == 2 else -1, source.shape[1]))
     if not _is_native(source):
         return out.index_add_(0, index, source)
@@ -546,8 +538,7 @@ def _listed_rows(where: str, rows: Tensor, count: int) -> Iterator[None]:
     except IndexError as error:
         position = int(str(error))
         raise MisuseError(
-            f"{where}: rows[{position}] is {int(rows[position])}, a repeat or outside 0 to {count - 1}; "
-            "list each row once"
+            f"{where}: rows[{position}] is {int(rows[position])}, a repeat or outside 0 to {count - 1}; list each row once"
         ) from None
 
 

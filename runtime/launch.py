@@ -119,9 +119,7 @@ def _probe_port(port: int) -> int:
             probe.bind(("", port))
         except OSError as error:
             reason = os.strerror(error.errno or 0).lower()
-            raise MisuseError(
-                f"port {port} cannot be used ({reason}); choose another, or none for a free one"
-            ) from None
+            raise MisuseError(f"port {port} cannot be used ({reason}); choose another, or none for a free one") from None
         return int(probe.getsockname()[1])
 
 
@@ -202,9 +200,7 @@ class _Run:
             self._resources = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._resources.__exit__(kind, error, traceback)
 
     def start(self, command: list[str], variables: list[dict[str, str]], hosts: HostSpec) -> None:
@@ -266,9 +262,7 @@ class _Run:
         for waiting in (gate, *gates):
             answer = waiting.recv(256)
             if answer != READY:
-                raise MisuseError(
-                    f"shaped hosts: the kernel refuses ({answer.decode() or 'no answer'}); use --hosts local"
-                )
+                raise MisuseError(f"shaped hosts: the kernel refuses ({answer.decode() or 'no answer'}); use --hosts local")
         testbed.link_ranks(holder.pid, [member.process.pid for member in self._members], rate)
         for waiting in gates:
             waiting.sendall(GO)

@@ -117,9 +117,7 @@ def _node_list(environment: Mapping[str, str]) -> str:
     for name in ("SLURM_STEP_NODELIST", "SLURM_NODELIST", "SLURM_JOB_NODELIST"):
         if environment.get(name):
             return environment[name]
-    raise MisuseError(
-        "this process was started by srun, but SLURM_NODELIST is not set; set MASTER_ADDR to rank 0's host"
-    )
+    raise MisuseError("this process was started by srun, but SLURM_NODELIST is not set; set MASTER_ADDR to rank 0's host")
 
 
 def _first_host(node_list: str) -> str:

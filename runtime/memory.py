@@ -100,9 +100,7 @@ def _lifetimes(program: Iterable[Operation]) -> list[_Lifetime]:
 
 def _lowest_free_offset(lifetime: _Lifetime, placed: list[tuple[_Lifetime, int]]) -> int:
     neighbours = sorted(
-        (offset, offset + other.size)
-        for other, offset in placed
-        if other.start < lifetime.end and lifetime.start < other.end
+        (offset, offset + other.size) for other, offset in placed if other.start < lifetime.end and lifetime.start < other.end
     )
     offset = 0
     for start, end in neighbours:
@@ -127,8 +125,7 @@ class Arena:
     def __init__(self, plan: ArenaPlan, dtype: torch.dtype, device: torch.device) -> None:
         memory = torch.empty(plan.size, dtype=torch.uint8, device=device)
         self.buffers: tuple[dict[str, Tensor], ...] = tuple(
-            {name: _view(memory, placement, dtype) for name, placement in placements.items()}
-            for placements in plan.placements
+            {name: _view(memory, placement, dtype) for name, placement in placements.items()} for placements in plan.placements
         )
 
 

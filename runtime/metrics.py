@@ -15,9 +15,7 @@ Scores = dict[str, float]
 """Metric by split; NaN where a split has no rows, or ROC AUC only one class."""
 
 
-def evaluate_metric(
-    metric: str, logits: Tensor, labels: Tensor, masks: dict[str, Tensor], transport: Transport
-) -> Scores:
+def evaluate_metric(metric: str, logits: Tensor, labels: Tensor, masks: dict[str, Tensor], transport: Transport) -> Scores:
     """The metric on every split over all ranks; every rank gets the same answer.
 
     logits: [own, classes]; labels: int64 [own] or uint8 [own, classes]; masks: bool [own] by split.
@@ -87,8 +85,6 @@ def _gather_on_first_rank(rows: Tensor, transport: Transport) -> npt.NDArray[np.
         if rows.shape[0]:
             transport.start_exchange([(0, rows.contiguous())], []).wait()
         return np.zeros((0, rows.shape[1]))
-    received = [
-        (peer, rows.new_empty(int(length), rows.shape[1])) for peer, length in enumerate(lengths) if peer and length
-    ]
+    received = [(peer, rows.new_empty(int(length), rows.shape[1])) for peer, length in enumerate(lengths) if peer and length]
     transport.start_exchange([], received).wait()
     return torch.cat([rows, *(block for _, block in received)]).numpy()

@@ -22,6 +22,7 @@ from halocast.runtime.graph.store import prepare_shards
 from halocast.runtime.launch import HostSpec, RankFailure, launch_local
 from halocast.runtime.launch_context import LaunchContext
 from halocast.runtime.memory import summarize, walk
+from halocast.runtime.models.layers import build_layer
 from halocast.runtime.programs.schedule import Order, schedule_layers
 from halocast.runtime.session import build_network, build_view, find_method
 from halocast.runtime.testbed import require_testbed
@@ -97,6 +98,7 @@ def check(config: RunConfig) -> HostSpec:
     """What can be refused before anything is loaded or written."""
     hosts = HostSpec.parse(config.hosts)
     find_method(config.method.name)
+    build_layer(config.model.layer, config.model.hidden, config.model.hidden, config.model.options)
     if hosts.shaped:
         require_testbed(config.ranks)
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -176,9 +178,7 @@ def prepare_run_folder(folder: RunFolder, config: RunConfig, shards: ShardSet, *
 def _without_none(document: dict[str, Any]) -> dict[str, Any]:
     """TOML has no null."""
     return {
-        key: _without_none(value) if isinstance(value, dict) else value
-        for key, value in document.items()
-        if value is not None
+        key: _without_none(value) if isinstance(value, dict) else value for key, value in document.items() if value is not None
     }
 
 

@@ -111,9 +111,7 @@ def _try_kernel() -> str | None:
 def require_testbed(ranks: int) -> None:
     """Raise MisuseError where `ranks` ranks cannot have shaped hosts."""
     if ranks > MAX_RANKS:
-        raise MisuseError(
-            f"{ranks} ranks are too many for shaped hosts, at most {MAX_RANKS}; use fewer, or --hosts local"
-        )
+        raise MisuseError(f"{ranks} ranks are too many for shaped hosts, at most {MAX_RANKS}; use fewer, or --hosts local")
     reason = testbed_available()
     if reason is not None:
         raise MisuseError(reason)
@@ -145,9 +143,7 @@ def link_ranks(holder: int, ranks: Sequence[int], rate: int) -> None:
     _configure(holder, "ip", "\n".join(bridge))
     _configure(holder, "tc", "".join(_shape(port, rate) for port in ports))
     for rank, process in enumerate(ranks):
-        _configure(
-            process, "ip", f"link set lo up\naddr add {address(rank)}/24 dev {INTERFACE}\nlink set {INTERFACE} up"
-        )
+        _configure(process, "ip", f"link set lo up\naddr add {address(rank)}/24 dev {INTERFACE}\nlink set {INTERFACE} up")
         _configure(process, "tc", _shape(INTERFACE, rate))
 
 

@@ -128,9 +128,7 @@ class Trainer:
             stopped = self._patience_is_over()
             done = stopped or self.progress.epoch == training.epochs
             if done or _due(self.progress.epoch, training.checkpoint_every):
-                save_checkpoint(
-                    self.folder.checkpoints, self.identity, self.progress, self._state(), self.transport.rank
-                )
+                save_checkpoint(self.folder.checkpoints, self.identity, self.progress, self._state(), self.transport.rank)
         if not self.scores:  # nothing was left to do, or no epoch was asked for
             self.scores = self._evaluate()
 

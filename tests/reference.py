@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def philox_words(seed: int, epoch: int, layer: int, nodes: npt.NDArray[np.int64], dim: int, purpose: int = 0) -> npt.NDArray[np.uint64]:
+def philox_words(
+    seed: int, epoch: int, layer: int, nodes: npt.NDArray[np.int64], dim: int, purpose: int = 0
+) -> npt.NDArray[np.uint64]:
     """[rows, dim] words of Philox4x32-10 (Salmon et al., SC 2011, section 3.3)."""
     low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
     blocks = -(-dim // 4)

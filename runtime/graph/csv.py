@@ -64,6 +64,7 @@ def load_csv(edges: Path | str, table: Path | str | None = None, *, symmetrise: 
         val_mask=val,
         test_mask=test,
         meta={"source": f"{edges.name}, {table.name}", "label_names": label_names},
+        source=str(edges),
     )
     return validate(graph, str(edges))
 

@@ -71,6 +71,7 @@ class Graph:
         classes: int | None = None,
         metric: str | None = None,
         meta: Mapping[str, object] | None = None,
+        source: str | None = None,
     ) -> Graph:
         """Build a graph from pairs of node ids, each taken as undirected; N is the number of feature rows.
 
@@ -79,17 +80,18 @@ class Graph:
             features: [N, F], dense or any scipy sparse matrix; becomes float32.
             labels: [N] class ids with -1 for none, or [N, C] zeros and ones.
             classes: C, by default the largest label + 1 (or the columns).
-            metric: one of `METRICS`, by default `default_metric`.
+            metric: one of `METRICS`, by default what `meta` says or `default_metric`.
+            source: what the message of an error starts with, by default the name.
 
         Raises:
             GraphError: an id out of range, a fractional label, an unknown metric. Everything else is `validate`'s.
         """
-        facts = dict(meta or {})
+        facts, where = dict(meta or {}), source or name
         rows = as_features(features)
-        truth = as_labels(labels)
+        truth = as_labels(labels, where)
         count = int(classes) if classes is not None else count_classes(truth)
         first, second, nodes = np.asarray(first), np.asarray(second), cast(int, rows.shape[0])
-        check_range(first, second, nodes, name)
+        check_range(first, second, nodes, where)
         indptr, indices = symmetric_structure(first, second, nodes)
         return cls(
             name=name,
@@ -102,7 +104,7 @@ class Graph:
             test_mask=np.asarray(test_mask, dtype=np.bool_),
             classes=count,
             multilabel=truth.ndim == 2,
-            metric=choose_metric(metric or cast("str | None", facts.get("metric")), truth, name),
+            metric=choose_metric(metric or cast("str | None", facts.get("metric")), truth, where),
             meta=MappingProxyType(facts),
         )
 
@@ -159,7 +161,7 @@ def as_features(features: npt.ArrayLike | sparse.sparray | sparse.spmatrix) -> F
     return np.ascontiguousarray(features, dtype=np.float32)
 
 
-def as_labels(labels: npt.ArrayLike) -> Labels:
+def as_labels(labels: npt.ArrayLike, source: str = "labels") -> Labels:
     """Labels as `Graph` holds them: [N] int64 (NaN means none), or [N, C] uint8 (255 where neither 0 nor 1).
 
     Raises:
@@ -171,7 +173,7 @@ def as_labels(labels: npt.ArrayLike) -> Labels:
             array = np.where(np.isnan(array), -1, array)
         whole = array.astype(np.int64)
         if not np.array_equal(whole, array):
-            raise GraphError(f"the label of node {int(np.argmax(whole != array))} is not a whole number")
+            raise GraphError(f"{source}: the label of node {int(np.argmax(whole != array))} is not a whole number")
         return whole
     return np.where((array == 0) | (array == 1), array, 255).astype(np.uint8)
 

@@ -136,6 +136,7 @@ def load_npz(path: Path | str, *, symmetrise: bool = False) -> Graph:
         labels=labels,
         classes=cast("int | None", meta.get("classes")),
         meta=meta,
+        source=source,
         train_mask=masks["train_mask"],
         val_mask=masks["val_mask"],
         test_mask=masks["test_mask"],
@@ -153,6 +154,9 @@ def read_meta(archive: NpzReader) -> dict[str, Any]:
         raise GraphError(f"{archive.path}: meta is not JSON: {error}") from error
     if not isinstance(meta, dict):
         raise GraphError(f"{archive.path}: meta is not a JSON object")
+    classes = meta.get("classes", 1)
+    if type(classes) is not int or classes < 0:
+        raise GraphError(f"{archive.path}: meta says classes = {classes!r}; needed is a whole number")
     return meta
 
 

@@ -52,7 +52,7 @@ def load_ogb(name: str, root: Path | str, *, symmetrise: bool = False) -> Graph:
         second,
         name=name,
         features=features,
-        labels=as_labels(labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels),
+        labels=as_labels(labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels, source),
         metric="roc_auc" if name in ROC_AUC else None,
         train_mask=train,
         val_mask=val,

@@ -79,7 +79,7 @@ def from_pyg(data: Any, *, name: str = "pyg", source: str | None = None, symmetr
     labels = data.y.detach().cpu().numpy()
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    labels = as_labels(labels)
+    labels = as_labels(labels, where)
     if getattr(data, "train_mask", None) is None:
         train, val, test = random_split(labels)
     else:
@@ -108,9 +108,8 @@ def _features(x: Any) -> Any:
         return x.detach().cpu().numpy()
     from scipy import sparse
 
-    rows = x.detach().cpu().to_sparse_csr()
-    parts = (rows.values().numpy(), rows.col_indices().numpy(), rows.crow_indices().numpy())
-    return sparse.csr_matrix(parts, shape=tuple(x.shape))
+    rows = x.detach().cpu().to_sparse_coo().coalesce()
+    return sparse.csr_matrix((rows.values().numpy(), rows.indices().numpy()), shape=tuple(x.shape))
 
 
 def _csr_layout() -> Any:

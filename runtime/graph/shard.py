@@ -247,8 +247,7 @@ class _Layout:
         owners = [self.assignment[halo] for halo in self.halo]
         self.halo_from = [np.bincount(owner, minlength=self.parts) for owner in owners]
         self.labelled_from = [
-            np.bincount(owner[labelled[rows]], minlength=self.parts)
-            for owner, rows in zip(owners, slices, strict=True)
+            np.bincount(owner[labelled[rows]], minlength=self.parts) for owner, rows in zip(owners, slices, strict=True)
         ]
 
     def columns(self, part: int) -> tuple[Int64Array, Int64Array]:
@@ -268,9 +267,7 @@ class _Layout:
         return np.asarray(self.local[np.concatenate(needed)])
 
 
-def _statistics(
-    graph: Graph, layout: _Layout, part: int, columns: tuple[Int64Array, Int64Array]
-) -> PartStatistics:
+def _statistics(graph: Graph, layout: _Layout, part: int, columns: tuple[Int64Array, Int64Array]) -> PartStatistics:
     own, halo = layout.own[part], layout.halo[part]
     marginal = int(layout.marginal[own].sum())
     rows, column = columns

@@ -56,7 +56,7 @@ def prepare_shards(
 
 
 def method_name(method: str) -> str:
-    """"metis", "random", "contiguous", or "file" for a path."""
+    """ "metis", "random", "contiguous", or "file" for a path."""
     return method if method in {"metis", "random", "contiguous"} else "file"
 
 
@@ -90,4 +90,6 @@ def _cut(graph: Graph, parts: int, description: dict[str, object], target: Path,
             on_part=lambda part: report(f"writing shard {part + 1} of {parts}"),
         )
     except OSError as error:
-        raise RunError(f"cannot write shards to {target}: {error.strerror}; set HALOCAST_CACHE to a folder with space") from error
+        raise RunError(
+            f"cannot write shards to {target}: {error.strerror}; set HALOCAST_CACHE to a folder with space"
+        ) from error

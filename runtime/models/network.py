@@ -40,8 +40,7 @@ class GraphNetwork(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.layers = nn.ModuleList(
-                build_layer(shape.layer, width_in, width_out, shape.options)
-                for width_in, width_out in pairwise(widths)
+                build_layer(shape.layer, width_in, width_out, shape.options) for width_in, width_out in pairwise(widths)
             )
         hidden = range(shape.layers - 1)
         self.norms = nn.ModuleList(nn.LayerNorm(shape.hidden) for _ in hidden if shape.norm == "layer")

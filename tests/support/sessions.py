@@ -44,6 +44,7 @@ class RankAnswer:
 def train_one_epoch(case: Case, config: RunConfig, folder: Path) -> tuple[list[RankAnswer], Hub]:
     """One epoch (number `EPOCH`) on as many ranks as the case has parts."""
     shards = shards_of(case, folder)
+
     def work(transport: ThreadTransport) -> RankAnswer:
         session = build_session(config, shards, transport, device=torch.device("cpu"))
         loss = session.executor.train_epoch(EPOCH)
@@ -67,7 +68,9 @@ def reference_epoch(case: Case, config: RunConfig) -> tuple[float, dict[str, Ten
         parameters.append({key: state[name].double().requires_grad_() for key, name in names[-1].items()})
     graph = case.graph
     features = graph.features.toarray() if sp.issparse(graph.features) else graph.features
-    model = DenseModel(config.model.layer, config.model.dropout, config.model.norm == "layer", config.model.residual, config.seed)
+    model = DenseModel(
+        config.model.layer, config.model.dropout, config.model.norm == "layer", config.model.residual, config.seed
+    )
     loss = dense_loss(
         model,
         parameters,

@@ -189,7 +189,9 @@ def _wait_for_ranks(launcher: int, count: int, checkpoints: Path) -> list[int]:
                 command = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if b"halocast.runtime.worker" in command and any(each == b"HALOCAST_CACHE=" + str(checkpoints.parent.parent / "cache").encode() for each in environment):
+            if b"halocast.runtime.worker" in command and any(
+                each == b"HALOCAST_CACHE=" + str(checkpoints.parent.parent / "cache").encode() for each in environment
+            ):
                 for variable in environment:
                     if variable.startswith(b"RANK="):
                         ranks[int(variable[5:])] = int(entry.name)

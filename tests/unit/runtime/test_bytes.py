@@ -23,8 +23,10 @@ def boundary_rows(case: Case, owner: int, reader: int, *, labelled: bool) -> int
     nodes = set()
     for u, v in case.edges.T:
         for here, there in ((u, v), (v, u)):
-            if case.assignment[here] == owner and case.assignment[there] == reader and (
-                not labelled or case.graph.train_mask[there]
+            if (
+                case.assignment[here] == owner
+                and case.assignment[there] == reader
+                and (not labelled or case.graph.train_mask[there])
             ):
                 nodes.add(int(here))
     return len(nodes)

@@ -1,0 +1,143 @@
+"""Mistakes get one line on standard error and their exit code; nothing is written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from halocast.cli import run
+from halocast.cli.console import human_bytes
+
+GRAPH = "generated:nodes=60,degree=4,features=8,classes=3,communities=4"
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HALOCAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("RANK", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian", "debian"], "unknown command 'trian'; did you mean 'train'?"),
+        (["train", "debain"], "data set 'debain' is unknown; did you mean 'debian'?"),
+        (["train"], "name a graph or a run file"),
+        (["train", GRAPH, "--method", "fulll"], "unknown method 'fulll'; did you mean 'full'?"),
+        (["train", GRAPH, "--model", "gnc"], "unknown layer 'gnc'; did you mean 'gcn'?"),
+        (["train", GRAPH, "--model", "nowhere:Layer"], "model.layer 'nowhere:Layer' cannot be imported"),
+        (["train", GRAPH, "--ranks", "61"], "61 ranks for the 60 nodes"),
+        (["train", GRAPH, "--rnaks", "2"], "Unknown option: --rnaks. Did you mean --ranks?"),
+        (["train", GRAPH, "--set", "modle.hidden=3"], "unknown key 'modle'; did you mean 'model'?"),
+        (["train", GRAPH, "--set", "partition.method=mettis"], "neither metis, random, contiguous nor a file"),
+        (["train", GRAPH, "--hosts", "shapd:1gbit"], "shaped"),
+        (["train", GRAPH, "--resume"], "--resume needs --out"),
+        (["train", "--out", "nothing", "--resume"], "cannot read run file nothing/config.toml"),
+        (["train", "missing.toml"], "cannot read run file missing.toml"),
+        (["train", "missing.npz"], "missing.npz"),
+        (["train", GRAPH, "--device", "gpu"], "device = 'gpu' is not allowed"),
+        (["train", GRAPH, "--set", "backend=nccl"], "backend = 'nccl' carries GPU tensors only"),
+        (["partition", GRAPH, "--parts", "0"], "ranks = 0"),
+        (["partition", GRAPH, "--parts", "2", "--objective", "volum"], "did you mean 'volume'?"),
+        (["export", "nothing"], "nothing"),
+    ],
+)
+def test_misuse_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(arguments) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("halocast: ")]
+    assert len(lines) == 1
+    assert captured.err.strip().splitlines()[-1] == lines[0]
+    assert message in lines[0]
+    assert captured.out == ""
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_existing_run_folder_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    assert run(["train", GRAPH, "--out", "mine"]) == 2
+    assert "run folder mine exists; choose another --out, --resume it, or overwrite it with --force" in capsys.readouterr().err
+    assert run(["train", GRAPH, "--out", "mine", "--force"]) == 2
+    assert "is not a run folder" in capsys.readouterr().err
+    assert (folder / "thesis.txt").read_text() == "years of work"
+
+
+def test_dry_run_prints_memory_and_bytes_per_rank_and_trains_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    plain = [
+        f"--set=method.exact.{name}=false" for name in ("aggregate_features_once", "keep_halo_features", "transform_first")
+    ]
+    assert run(["train", GRAPH, "--ranks", "2", "--hidden", "16", "--dry-run", "--json", *plain]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [rank["rank"] for rank in document["ranks"]] == [0, 1]
+    for rank in document["ranks"]:
+        parts = ("structure", "features", "buffers", "parameters")
+        assert rank["memory"] == sum(rank[part] for part in parts)
+        assert rank["exchange_per_epoch"] > 0
+    assert run(["train", GRAPH, "--ranks", "2", "--dry-run"]) == 0
+    assert "nothing was trained" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_partition_prints_what_each_part_holds(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run(["partition", GRAPH, "--parts", "3", "--json", "--out", str(tmp_path / "shards")]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert sum(part["nodes"] for part in document["parts"]) == 60
+    assert document["totals"]["halo_rows"] == sum(part["halo"] for part in document["parts"])
+    assert (tmp_path / "shards" / "part-00002" / "indptr.npy").is_file()
+    assert run(["partition", GRAPH, "--parts", "3"]) == 0
+    assert "next: halocast train" in capsys.readouterr().out
+
+
+def test_datasets_lists_the_embedded_graph(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["datasets", "--json"]) == 0
+    embedded = next(each for each in json.loads(capsys.readouterr().out)["datasets"] if each["embedded"])
+    assert (embedded["name"], embedded["nodes"], embedded["edges"], embedded["classes"]) == ("debian", 63_666, 322_726, 30)
+    assert run(["datasets"]) == 0
+    assert "63,666" in capsys.readouterr().out
+
+
+def test_doctor_finds_this_installation_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["ok"]
+    assert {"kernels", "torch", "gloo", "cuda", "shaped testbed"} <= {finding["what"] for finding in document["findings"]}
+
+
+def test_help_does_not_import_torch() -> None:
+    code = (
+        "import sys; from halocast.cli import run\n"
+        "for words in (['--help'], ['train', '--help'], ['datasets', '--help']): run(words)\n"
+        "print('torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.strip().endswith("False")
+
+
+def test_a_bug_shows_its_traceback_only_with_debug(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object, **options: object) -> None:
+        raise KeyError("inner")
+
+    monkeypatch.setattr("halocast.runtime.graph.datasets.known_datasets", broken)
+    assert run(["datasets"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == "halocast: KeyError: 'inner' (a bug; see more with --debug)\n"
+    assert run(["datasets", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (123_456, "123 kB"), (2.5e9, "2.5 GB")]
+)
+def test_human_bytes(size: float, text: str) -> None:
+    assert human_bytes(size) == text

@@ -1,0 +1,151 @@
+"""Shards hold what their parts need, in the promised order; checked edge by edge against the graph."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.support.graphs import Case, chain_case, random_case
+from tests.support.sessions import shards_of
+
+from halocast.errors import MisuseError
+from halocast.runtime.graph.shard import MANIFEST, open_shards, partition_statistics, write_shards
+
+
+def neighbours(case: Case) -> list[set[int]]:
+    found: list[set[int]] = [set() for _ in range(case.graph.nodes)]
+    for u, v in case.edges.T:
+        found[u].add(int(v))
+        found[v].add(int(u))
+    return found
+
+
+@pytest.mark.parametrize("case", [random_case(1), random_case(4), random_case(8, nodes=40), chain_case(4)], ids=str)
+def test_every_part_holds_its_rows_and_their_neighbours(case: Case, tmp_path: Path) -> None:
+    shards = shards_of(case, tmp_path / "shards")
+    adjacent = neighbours(case)
+    seen: set[int] = set()
+    for part in range(shards.parts):
+        shard, statistics = shards.open(part), shards.statistics(part)
+        ids = np.asarray(shard.global_ids)
+        own, halo = ids[: statistics.own], ids[statistics.own :]
+        assert set(own) == set(np.flatnonzero(case.assignment == part))
+        seen |= set(own.tolist())
+        central = [node for node in own if all(case.assignment[other] == part for other in adjacent[node])]
+        assert set(own[: statistics.central]) == set(central)
+        assert set(halo) == {other for node in own for other in adjacent[node] if case.assignment[other] != part}
+        for row, node in enumerate(own):
+            columns = np.asarray(shard.indices[shard.indptr[row] : shard.indptr[row + 1]])
+            assert columns[0] == row
+            assert set(ids[columns[1:]]) == adjacent[node]
+            local_end = shard.own_end[row] - shard.indptr[row]
+            assert (columns[1:local_end] < statistics.own).all()
+            assert (columns[local_end:] >= statistics.own).all()
+            assert shard.degrees[row] == len(adjacent[node])
+        for row, node in enumerate(halo):
+            rows = np.asarray(shard.halo_indices[shard.halo_indptr[row] : shard.halo_indptr[row + 1]])
+            assert set(own[rows]) == {other for other in adjacent[node] if case.assignment[other] == part}
+        np.testing.assert_array_equal(np.asarray(shard.labels), case.graph.labels[own])
+        np.testing.assert_array_equal(np.asarray(shard.mask("train")), case.graph.train_mask[own])
+        np.testing.assert_array_equal(np.asarray(shard.features()), case.graph.features[ids])
+    assert seen == set(range(case.graph.nodes))
+
+
+@pytest.mark.parametrize("case", [random_case(4), chain_case(4)], ids=str)
+def test_senders_and_receivers_agree_on_the_order_of_rows(case: Case, tmp_path: Path) -> None:
+    shards = shards_of(case, tmp_path / "shards")
+    for sender in range(shards.parts):
+        sent, start = shards.statistics(sender), 0
+        ids, boundary = np.asarray(shards.open(sender).global_ids), np.asarray(shards.open(sender).boundary)
+        for receiver in range(shards.parts):
+            rows = boundary[start : start + sent.boundary_to[receiver]]
+            start += sent.boundary_to[receiver]
+            got = shards.statistics(receiver)
+            first = got.own + sum(got.halo_from[:sender])
+            expected = np.asarray(shards.open(receiver).global_ids)[first : first + got.halo_from[sender]]
+            np.testing.assert_array_equal(ids[rows], expected)
+            assert sent.labelled_boundary_to[receiver] == got.labelled_halo_from[sender]
+
+
+def test_halo_rows_beside_a_labelled_row_come_first(tmp_path: Path) -> None:
+    case = random_case(4)
+    shards, adjacent = shards_of(case, tmp_path / "shards"), neighbours(case)
+    for part in range(shards.parts):
+        statistics = shards.statistics(part)
+        ids = np.asarray(shards.open(part).global_ids)
+        start = statistics.own
+        for peer in range(shards.parts):
+            nodes = ids[start : start + statistics.halo_from[peer]]
+            start += statistics.halo_from[peer]
+            labelled = [
+                any(case.graph.train_mask[other] and case.assignment[other] == part for other in adjacent[node])
+                for node in nodes
+            ]
+            assert labelled == sorted(labelled, reverse=True)
+            assert sum(labelled) == statistics.labelled_halo_from[peer]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 7), st.integers(0, 10_000))
+def test_statistics_add_up_over_parts(parts: int, seed: int) -> None:
+    case = random_case(parts, nodes=50, seed=seed, sparse=True)
+    statistics = partition_statistics(case.graph, case.assignment)
+    assert sum(each.own for each in statistics) == case.graph.nodes
+    assert sum(each.nnz_central + each.nnz_marginal for each in statistics) == case.graph.nnz
+    assert sum(each.halo for each in statistics) == sum(each.boundary for each in statistics)
+    cut = (case.assignment[case.edges[0]] != case.assignment[case.edges[1]]).sum()
+    assert sum(each.nnz_halo for each in statistics) == 2 * cut
+    assert sum(each.labelled for each in statistics) == case.graph.train_mask.sum()
+    assert sum(sum(each.feature_nnz[:2]) for each in statistics) == case.graph.features.nnz
+
+
+def test_sparse_features_stay_sparse(tmp_path: Path) -> None:
+    case = random_case(3, sparse=True)
+    shards = shards_of(case, tmp_path / "shards")
+    for part in range(3):
+        features = shards.open(part).features()
+        assert sp.issparse(features)
+        ids = np.asarray(shards.open(part).global_ids)
+        np.testing.assert_array_equal(features.toarray(), case.graph.features[ids].toarray())
+
+
+def test_a_rank_opens_its_own_folder_only(tmp_path: Path) -> None:
+    shards = shards_of(random_case(3), tmp_path / "shards")
+    for other in (0, 2):
+        for file in (shards.folder / f"part-{other:05d}").iterdir():
+            file.unlink()
+    shard = open_shards(shards.folder).open(1)
+    assert len(shard.indptr) == shard.statistics.own + 1
+    assert isinstance(shard.indices, np.memmap)
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    case = random_case(2)
+
+    def fail(part: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    position = np.arange(case.graph.nodes)
+    with pytest.raises(OSError, match="No space left"):
+        write_shards(case.graph, case.assignment, position, tmp_path / "shards", partition={}, on_part=fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_are_no_shards(tmp_path: Path) -> None:
+    with pytest.raises(MisuseError, match="no shards in"):
+        open_shards(tmp_path)
+    (tmp_path / MANIFEST).write_text("{")
+    with pytest.raises(MisuseError, match="is not valid JSON"):
+        open_shards(tmp_path)
+    (tmp_path / MANIFEST).write_text(json.dumps({"version": 99}))
+    with pytest.raises(MisuseError, match="layout 99; this halocast reads 1"):
+        open_shards(tmp_path)
+    shards = shards_of(random_case(2), tmp_path / "shards")
+    (shards.folder / "part-00000" / "indptr.npy").write_bytes(b"broken")
+    with pytest.raises(MisuseError, match=r"cannot read shard array .*indptr.npy"):
+        _ = shards.open(0).indptr
