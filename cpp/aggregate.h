@@ -8,9 +8,9 @@
 namespace halocast::HALOCAST_ISA {
 namespace {
 
-// Edges between the row being added and the row being fetched; fetching wider rows needs less head start.
+// Edges between the row being added and the row being fetched (measured; wider rows need less head start).
 template <int Vectors>
-constexpr std::int64_t prefetch_distance = Vectors * vector_bytes >= 512 ? 8 : 16;
+constexpr std::int64_t prefetch_distance = Vectors * vector_bytes <= 128 ? 32 : Vectors * vector_bytes <= 512 ? 16 : 8;
 
 // Rows cost this many edges on top of their own: start-up, scaling and storing.
 constexpr std::int64_t row_cost = 4;

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -19,7 +24,9 @@ Balance = Literal["nodes", "edges", "train"]
 METHODS = ("metis", "random", "contiguous")
 CLUSTER_SIZE = 2048  # rows of 128 floats: 1 MiB, about a core's second-level cache
 RECURSIVE_PARTS = 8  # up to here METIS' recursive bisection cuts no more than its k-way method and balances better
-METIS_NODES_PER_PART = 8  # below this METIS leaves parts empty and prints about it
+STANDARD_OUTPUT = 1  # the file descriptor, which C code writes to past sys.stdout
+VOLUME_TRIES = 4  # partitions METIS makes to keep the best of: one alone often ends in a poor volume
+METIS_NODES_PER_PART = 8  # below this METIS leaves parts empty
 
 Assignment = npt.NDArray[np.int32]
 Weights = npt.NDArray[np.int64]
@@ -41,7 +48,8 @@ def partition_graph(
     Args:
         parts: 1 to the number of nodes.
         method: "metis", "random", "contiguous" (ranges of node ids), or the path of a file (`read_assignment`).
-        objective: what METIS minimises: "cut" (edges between parts) or "volume" (`communication_volume`).
+        objective: what METIS minimises: "cut" (edges between parts) or "volume" (`communication_volume`, and never
+            more of it than "cut" gives).
         balance: what every part gets its share of: "nodes", "edges" (stored rows' entries, 1 + degree), or "train".
         seed: of METIS and of "random".
         imbalance: the largest part over the average that METIS may make, such as 1.05; by default METIS' own.
@@ -64,9 +72,16 @@ def partition_graph(
         return _from_file(method, graph, parts)
     weights = balance_weights(graph, balance)
     if method == "metis" and graph.nnz and graph.nodes >= METIS_NODES_PER_PART * parts:
+        if np.count_nonzero(weights) < METIS_NODES_PER_PART * parts:
+            # So few weigh anything that METIS would empty parts: let the others count, all together as much.
+            weights = 1 + weights * (graph.nodes // np.count_nonzero(weights))
         structure = pymetis.CSRAdjacency(graph.indptr, _metis_ids(graph.indices))
-        assignment = _metis(structure, parts, objective, weights, seed, imbalance)
-        return fill_empty_parts(assignment, parts, graph.degrees)
+        candidates = [
+            fill_empty_parts(_metis(structure, parts, goal, weights, seed, imbalance), parts, graph.degrees)
+            for goal in (("cut",) if objective == "cut" else ("volume", "cut"))
+        ]
+        # METIS' volume refinement can end above the volume of its own cut partition: measure, keep the lower.
+        return candidates[0] if objective == "cut" else min(candidates, key=lambda each: communication_volume(graph, each))
     order = np.random.default_rng(seed).permutation(graph.nodes) if method == "random" else np.arange(graph.nodes)
     assignment = np.empty(graph.nodes, dtype=np.int32)
     assignment[order] = even_ranges(weights[order], parts)
@@ -171,7 +186,7 @@ def locality_order(graph: Graph, assignment: Assignment, cluster_size: int = CLU
 def _locality(structure: sparse.csr_array, cluster_size: int, seed: int) -> Order:
     """The rows of one part's own structure in locality order."""
     nodes = structure.shape[0]
-    clusters = nodes // cluster_size
+    clusters = nodes // max(cluster_size, METIS_NODES_PER_PART)
     if clusters < 2 or structure.nnz == 0:
         return reverse_cuthill_mckee(sparse.csr_matrix(structure), symmetric_mode=True).astype(np.int64)
     adjacency = pymetis.CSRAdjacency(_metis_ids(structure.indptr), _metis_ids(structure.indices))
@@ -193,17 +208,36 @@ def _metis(
     options = pymetis.Options(seed=seed % 2**31)
     if objective == "volume":
         options.objtype = int(pymetis.ObjType.VOL)
+        options.ncuts = VOLUME_TRIES
     if imbalance is not None:
         options.ufactor = round(1000 * (imbalance - 1))
     even = bool((weights == weights[0]).all())
-    result = pymetis.part_graph(
-        parts,
-        structure,
-        recursive=objective == "cut" and parts <= RECURSIVE_PARTS,
-        vweights=None if even else weights.astype(pymetis.zero_copy_dtype()),
-        options=options,
-    )
+    with _standard_output_kept():
+        result = pymetis.part_graph(
+            parts,
+            structure,
+            recursive=objective == "cut" and parts <= RECURSIVE_PARTS,
+            vweights=None if even else weights.astype(pymetis.zero_copy_dtype()),
+            options=options,
+        )
     return np.asarray(result.vertex_part, dtype=np.int32)
+
+
+@contextmanager
+def _standard_output_kept() -> Iterator[None]:
+    """Drop what C code prints: METIS remarks on parts it leaves empty, but standard output is for results."""
+    library = ctypes.CDLL(None)
+    sys.stdout.flush()
+    library.fflush(None)
+    kept, nowhere = os.dup(STANDARD_OUTPUT), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, STANDARD_OUTPUT)
+        yield
+    finally:
+        library.fflush(None)
+        os.dup2(kept, STANDARD_OUTPUT)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _metis_ids(ids: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:

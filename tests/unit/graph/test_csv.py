@@ -31,7 +31,7 @@ def test_string_ids_and_labels(tmp_path: Path) -> None:
     assert graph.name == "g"
     assert graph.indptr.tolist() == [0, 1, 3, 4, 4]
     assert graph.indices.tolist() == [1, 0, 2, 1]
-    np.testing.assert_array_equal(graph.features, np.array([[1, 2], [3, 4], [5, 6], [7, 8]], np.float32))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(graph.features, np.array([[1, 2], [3, 4], [5, 6], [7, 8]], np.float32))
     assert graph.labels.tolist() == [0, 1, 0, -1]
     assert graph.meta["label_names"] == ["blue", "red"]
     assert [np.flatnonzero(each).tolist() for each in (graph.train_mask, graph.val_mask, graph.test_mask)] == [[0], [1], [2]]
@@ -94,7 +94,7 @@ def test_one_way_edges(tmp_path: Path) -> None:
         ("a\nb\n", TABLE, "g.csv: cannot be read as an edge list"),
         ("a,b\nb,a\nb,zed\n", TABLE, "g.csv: edge 2 names node 'zed', which g.nodes.csv does not have"),
         (EDGES, "", "g.nodes.csv: the file is empty"),
-        (EDGES, TABLE.replace("id,", "Id,"), "column 'id' is missing; did you mean 'Id'"),
+        (EDGES, TABLE.replace("id,", "ids,").replace("width", "w"), "column 'id' is missing; did you mean 'ids'"),
         (EDGES, TABLE.replace("label,", "labels,"), "column 'label' .* is missing; did you mean 'labels'"),
         (EDGES, TABLE + "a,red,test,1,1\n", "id 'a' appears more than once"),
         (EDGES, TABLE.replace("train,", "tran,"), "split 'tran' is unknown; did you mean 'train'"),

@@ -37,7 +37,7 @@ def write(path: Path, **changes: Any) -> Path:
 
 
 def sparse_features() -> dict[str, Any]:
-    rows = sparse.random(NODES, 4, density=0.5, random_state=0, format="csr", dtype=np.float32)
+    rows = sparse.csr_matrix(sparse.random(NODES, 4, density=0.5, random_state=0, dtype=np.float32))
     return {
         "x": None,
         "x_indptr": rows.indptr.astype(np.int64),

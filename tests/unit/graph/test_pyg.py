@@ -34,7 +34,7 @@ def test_data_object() -> None:
     graph = from_pyg(data(), name="three")
     assert (graph.name, graph.nodes, graph.edges, graph.classes) == ("three", 4, 2, 2)
     assert graph.indices.tolist() == [1, 0, 2, 1]
-    np.testing.assert_array_equal(graph.features, np.arange(8, dtype=np.float32).reshape(4, 2))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(graph.features, np.arange(8, dtype=np.float32).reshape(4, 2))
     assert graph.test_mask.tolist() == [False, False, True, True]
 
 

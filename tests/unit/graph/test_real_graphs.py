@@ -58,3 +58,10 @@ def test_metis_gives_the_published_cut_and_halo(name: str, parts: int, cut: int,
     assignment = partition_graph(graph, parts)
     assert edge_cut(graph, assignment) == cut
     assert communication_volume(graph, assignment) == halo
+
+
+@pytest.mark.parametrize("name", ["cora", "pubmed", "amazon_photo", "tolokers", "debian_packages"])
+def test_the_volume_objective_sends_fewer_rows_on_real_graphs(name: str) -> None:
+    graph = load_npz(real(name))
+    cut, volume = (partition_graph(graph, 4, objective=objective) for objective in ("cut", "volume"))
+    assert communication_volume(graph, volume) < communication_volume(graph, cut)

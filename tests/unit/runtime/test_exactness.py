@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 from tests.support.graphs import Case, chain_case, random_case
 from tests.support.sessions import largest_relative_error, reference_epoch, run_config, train_one_epoch
 
@@ -59,6 +60,30 @@ def test_aggregated_features_that_stay_sparse(layer: str, tmp_path: Path, monkey
     monkeypatch.setattr("halocast.runtime.features.DENSE_FROM", 1.1)
     model = {"layer": layer, "layers": 3, "hidden": 8, "dropout": 0.5}
     assert_exact(random_case(4, sparse=True), tmp_path, 4, model=model, dtype="float64")
+
+
+@pytest.mark.parametrize("layer", ["gcn", "sage"])
+@pytest.mark.parametrize("savings", [True, False])
+def test_the_kernels_of_other_devices(layer: str, savings: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU runs, run here: the pure-torch kernels instead of the native ones."""
+    monkeypatch.setattr("halocast.runtime.kernels._is_native", lambda tensor: False)
+    model = {"layer": layer, "layers": 3, "hidden": 8, "dropout": 0.4, "norm": "layer", "residual": True}
+    exact = dict.fromkeys(SAVINGS, savings)
+    assert_exact(random_case(3), tmp_path, 3, model=model, method={"exact": exact}, dtype="float64")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
+@pytest.mark.parametrize("layer", ["gcn", "sage"])
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("savings", [True, False])
+def test_gradients_on_a_gpu(savings: bool, parts: int, layer: str, tmp_path: Path) -> None:
+    model = {"layer": layer, "layers": 3, "hidden": 16, "dropout": 0.4, "norm": "layer"}
+    config = run_config(parts, model=model, method={"exact": dict.fromkeys(SAVINGS, savings)})
+    case = random_case(parts)
+    answers, _ = train_one_epoch(case, config, tmp_path / "shards", "cuda")
+    loss, gradients = reference_epoch(case, config)
+    assert answers[0].loss == pytest.approx(loss, rel=1e-4)
+    assert largest_relative_error(answers[0].gradients, gradients) <= 1e-4
 
 
 @pytest.mark.parametrize("layers", [1, 2, 4])
