@@ -1,4 +1,4 @@
-"""Kill a random rank at a random moment, again and again, resuming each time: `python -m benchmarks.kill --times 50 --out FILE`.
+"""Kill a random rank at a random moment and resume, again and again: `python -m benchmarks.kill --times 50 --out FILE`.
 
 After every kill: exactly one line of error that names the rank, no process of the run left, no network namespace left. In the
 end the broken run's losses must equal an unbroken run's, bit for bit. Exits 3 where any of it is not so.
@@ -104,7 +104,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         marker = f"HALOCAST_KILL_TEST={folder}"
         environment = {**os.environ, "HALOCAST_KILL_TEST": folder, "HALOCAST_CACHE": f"{folder}/cache"}
-        whole, broken = (command(f"{folder}/{name}", arguments.ranks, arguments.epochs, arguments.hosts) for name in ("whole", "broken"))
+        whole, broken = (
+            command(f"{folder}/{name}", arguments.ranks, arguments.epochs, arguments.hosts) for name in ("whole", "broken")
+        )
         subprocess.run(whole, env=environment, check=True, capture_output=True)
         kills, finished = 0, False
         while kills < arguments.times and not finished:

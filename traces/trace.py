@@ -211,9 +211,7 @@ class TraceWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
     def _write(self, table_name: str, part: int, table: pa.Table) -> None:
@@ -296,8 +294,7 @@ def read_manifest(folder: Path) -> TraceManifest:
         version = SchemaVersion.model_validate_json(document).schema_version
         if version > TRACE_SCHEMA_VERSION:
             raise MisuseError(
-                f"{folder}: trace of schema {version}; this halocast reads up to {TRACE_SCHEMA_VERSION}: "
-                "upgrade halocast"
+                f"{folder}: trace of schema {version}; this halocast reads up to {TRACE_SCHEMA_VERSION}: upgrade halocast"
             )
         return TraceManifest.model_validate_json(document)
     except ValidationError as error:
@@ -383,9 +380,7 @@ def _span_table(rank: int, spans: Sequence[tuple[Any, ...]]) -> pa.Table:
 
 
 def _message_table(rank: int, messages: Sequence[tuple[Any, ...]]) -> pa.Table:
-    phase, epoch, index, layer, direction, outgoing, incoming, start, send_done, receive_done = zip(
-        *messages, strict=True
-    )
+    phase, epoch, index, layer, direction, outgoing, incoming, start, send_done, receive_done = zip(*messages, strict=True)
     columns: dict[str, Sequence[Any]] = {
         "rank": [rank] * len(messages),
         "phase": phase,

@@ -18,7 +18,7 @@ from halocast.runtime.graph.adjacency import IntArray, check_range, index_dtype,
 
 Metric = Literal["accuracy", "micro_f1", "roc_auc"]
 METRICS: tuple[Metric, ...] = ("accuracy", "micro_f1", "roc_auc")
-UNBALANCED_MINORITY = 0.35  # two classes, the rarer below this share: accuracy would flatter a constant answer
+UNBALANCED_MINORITY = 0.25  # two classes, the rarer below this share: accuracy would flatter a constant answer
 
 Features = npt.NDArray[np.float32] | sparse.csr_matrix
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.uint8]
@@ -279,7 +279,7 @@ def _check_symmetry(graph: Graph, rows: IntArray, where: str) -> None:
     u, v = int(rows[at]), int(graph.indices[at])
     raise GraphError(
         f"{where}: edges are not symmetric: {u} -> {v} has no {v} -> {u}; "
-        "to take every edge as undirected load with symmetrise=True (--set graph.symmetrise=true)"
+        "to take every edge as undirected load with symmetrise=True (--set symmetrise=true)"
     )
 
 

@@ -195,9 +195,7 @@ def backward_layer(scenario: Scenario, ranks: list[SyntheticRank], layer: int) -
             rank.run(Dequantize(layer, BACKWARD, work=Work(rows=boundary), peer=peer.rank), 1.1, peer=peer.rank)
 
 
-def exchange(
-    scenario: Scenario, ranks: list[SyntheticRank], layer: int, direction: Direction
-) -> dict[tuple[int, int], int]:
+def exchange(scenario: Scenario, ranks: list[SyntheticRank], layer: int, direction: Direction) -> dict[tuple[int, int], int]:
     """Start an exchange on every rank, each where it is; returns when (sender, receiver)'s message landed."""
     boundary = split_rows(scenario)[2]
     size = boundary * scenario.dim * scenario.bits // 8
@@ -208,9 +206,7 @@ def exchange(
         for receiver in peers(sender, ranks)
     }
     for rank in ranks:
-        messages = tuple(
-            PeerMessage(peer.rank, boundary, size, ((scenario.bits, boundary),)) for peer in peers(rank, ranks)
-        )
+        messages = tuple(PeerMessage(peer.rank, boundary, size, ((scenario.bits, boundary),)) for peer in peers(rank, ranks))
         total = size * len(messages)
         work = Work(rows=boundary * len(messages), bytes_out=total, bytes_in=total, bits=scenario.bits)
         operation = Exchange(layer, direction, Part.HALO, work, outgoing=messages, incoming=messages)

@@ -48,7 +48,9 @@ def train_one_epoch(case: Case, config: RunConfig, folder: Path, device: str = "
     def work(transport: ThreadTransport) -> RankAnswer:
         session = build_session(config, shards, transport, device=torch.device(device))
         loss = session.executor.train_epoch(EPOCH)
-        gradients = {name: value.grad.cpu().clone() for name, value in session.network.named_parameters() if value.grad is not None}
+        gradients = {
+            name: value.grad.cpu().clone() for name, value in session.network.named_parameters() if value.grad is not None
+        }
         return RankAnswer(loss, gradients, session.executor.evaluate(EPOCH).clone(), session)
 
     return run_ranks(shards.parts, work)

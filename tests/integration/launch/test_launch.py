@@ -146,9 +146,7 @@ def test_a_rank_that_ignores_sigterm_is_killed(start: Start, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("number", "returncode"), [(signal.SIGKILL, -9), (signal.SIGTERM, 130), (signal.SIGINT, 130)])
-def test_nothing_outlives_the_launcher(
-    tmp_path: Path, temporary: Path, number: signal.Signals, returncode: int
-) -> None:
+def test_nothing_outlives_the_launcher(tmp_path: Path, temporary: Path, number: signal.Signals, returncode: int) -> None:
     command = [sys.executable, str(CHILDREN / "launch_waiting.py"), str(tmp_path), "local"]
     launcher = subprocess.Popen(command, env=os.environ | ENVIRONMENT)
     processes = [process for rank in told(tmp_path, 2) for process in (rank["rank"], rank["grandchild"])]
@@ -165,10 +163,7 @@ def test_a_port_that_is_taken_is_misuse_and_starts_nothing(start: Start, tmp_pat
         port = taken.getsockname()[1]
         with pytest.raises(MisuseError) as caught:
             start("finish", port=port)
-    assert (
-        str(caught.value)
-        == f"port {port} cannot be used (address already in use); choose another, or none for a free one"
-    )
+    assert str(caught.value) == f"port {port} cannot be used (address already in use); choose another, or none for a free one"
     assert caught.value.exit_code == 2
     assert list(tmp_path.iterdir()) == []
 

@@ -27,7 +27,17 @@ def test_a_taken_port_is_one_line(tmp_path: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         finished = subprocess.run(
-            [sys.executable, "-m", "halocast", "train", "generated:nodes=60,degree=4,communities=4,classes=3", "--ranks", "2", "--set", f"port={port}"],
+            [
+                sys.executable,
+                "-m",
+                "halocast",
+                "train",
+                "generated:nodes=60,degree=4",
+                "--ranks",
+                "2",
+                "--set",
+                f"port={port}",
+            ],
             cwd=tmp_path,
             env={**os.environ, "HALOCAST_CACHE": str(tmp_path / "cache")},
             capture_output=True,
@@ -42,7 +52,15 @@ def test_a_taken_port_is_one_line(tmp_path: Path) -> None:
 
 
 def test_the_same_command_is_a_rank_under_torchrun(tmp_path: Path) -> None:
-    command = ["train", "generated:nodes=300,degree=6,features=8,classes=3,communities=6", "--epochs", "3", "--out", "run", "--json"]
+    command = [
+        "train",
+        "generated:nodes=300,degree=6,features=8",
+        "--epochs",
+        "3",
+        "--out",
+        "run",
+        "--json",
+    ]
     finished = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "halocast", *command],
         cwd=tmp_path,

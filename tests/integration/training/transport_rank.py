@@ -39,7 +39,9 @@ def main() -> None:
         offset = measure_clock_offset(transport)
         assert abs(offset.offset_ns) <= offset.uncertainty_ns + 1_000_000  # one machine, one clock
         assert offset.uncertainty_ns < 5_000_000_000
-        one_sided = transport.start_exchange([(1, torch.ones(4))] if rank == 0 else [], [(0, torch.zeros(4))] if rank == 1 else [])
+        one_sided = transport.start_exchange(
+            [(1, torch.ones(4))] if rank == 0 else [], [(0, torch.zeros(4))] if rank == 1 else []
+        )
         one_sided.wait()
         transport.share(f"over-{stage}", True)
 

@@ -43,9 +43,7 @@ def reference(
 
 
 def normalization(count: int, gamma: Tensor, beta: Tensor) -> kernels.Normalization:
-    return kernels.Normalization(
-        gamma, beta, torch.zeros(count, dtype=gamma.dtype), torch.zeros(count, dtype=gamma.dtype)
-    )
+    return kernels.Normalization(gamma, beta, torch.zeros(count, dtype=gamma.dtype), torch.zeros(count, dtype=gamma.dtype))
 
 
 @pytest.mark.parametrize("dim", [1, 3, 17, 128, 602])
@@ -158,9 +156,7 @@ def test_same_bits_for_any_number_of_threads() -> None:
             "dropout": kernels.Dropout(0.5, STREAM),
         }
         out = kernels.epilogue_forward(z, torch.empty_like(z), nodes=nodes(count), **steps)
-        back = kernels.epilogue_backward(
-            grad.clone(), out=out, z=z, gradients=kernels.EpilogueGradients(*sums), **steps
-        )
+        back = kernels.epilogue_backward(grad.clone(), out=out, z=z, gradients=kernels.EpilogueGradients(*sums), **steps)
         results.append([out, back, sums])
     for other in results[1:]:
         assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))

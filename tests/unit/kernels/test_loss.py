@@ -49,9 +49,7 @@ def test_bce(path: str, dtype: torch.dtype, classes: int, spread: float) -> None
     torch.autograd.backward(expected / 7)
     plain = logits.detach().to(dtype)
     grad = torch.full_like(plain, 5.0)
-    assert kernels.bce(plain, targets, rows, grad, scale=1 / 7) == pytest.approx(
-        expected.item(), rel=near(dtype)["rtol"]
-    )
+    assert kernels.bce(plain, targets, rows, grad, scale=1 / 7) == pytest.approx(expected.item(), rel=near(dtype)["rtol"])
     torch.testing.assert_close(grad.double(), logits.grad, **near(dtype))
     kernels.bce(plain, targets, rows, plain, scale=1 / 7)  # in place
     torch.testing.assert_close(plain, grad, rtol=0, atol=0)

@@ -42,9 +42,7 @@ def error_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([Death(6, -9, 20), Death(7, -11, 10)], "rank 7 was killed by signal 11 (SIGSEGV)", 1),
     ],
 )
-def test_the_first_cause_is_chosen_in_whatever_order_deaths_come(
-    deaths: list[Death], message: str, exit_code: int
-) -> None:
+def test_the_first_cause_is_chosen_in_whatever_order_deaths_come(deaths: list[Death], message: str, exit_code: int) -> None:
     for order in itertools.permutations(deaths):
         failure = choose_cause(order)
         assert (str(failure), failure.exit_code) == (message, exit_code)

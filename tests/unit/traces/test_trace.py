@@ -235,9 +235,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(folder, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(
-        RunError, match=r"cannot write trace part .*spans-r00000-000000.parquet: No space left"
-    ) as raised:
+    with pytest.raises(RunError, match=r"cannot write trace part .*spans-r00000-000000.parquet: No space left") as raised:
         writer.flush()
     assert "\n" not in str(raised.value)
     assert list(folder.glob(".*")) == []

@@ -8,8 +8,6 @@ from halocast.runtime.testbed import HostSpec
 
 folder = Path(sys.argv[1])
 try:
-    launch_local(
-        "wait", [str(folder)], ranks=2, hosts=HostSpec.parse(sys.argv[2]), threads=1, log_folder=folder, timeout_s=60
-    )
+    launch_local("wait", [str(folder)], ranks=2, hosts=HostSpec.parse(sys.argv[2]), threads=1, log_folder=folder, timeout_s=60)
 except KeyboardInterrupt:
     sys.exit(130)
