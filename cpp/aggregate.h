@@ -10,7 +10,9 @@ namespace {
 
 // Edges between the row being added and the row being fetched (measured; wider rows need less head start).
 template <int Vectors>
-constexpr std::int64_t prefetch_distance = Vectors * vector_bytes <= 128 ? 32 : Vectors * vector_bytes <= 512 ? 16 : 8;
+constexpr std::int64_t prefetch_distance = Vectors * vector_bytes <= 128   ? 32
+                                           : Vectors * vector_bytes <= 512 ? 16
+                                                                           : 8;
 
 // Rows cost this many edges on top of their own: start-up, scaling and storing.
 constexpr std::int64_t row_cost = 4;
@@ -33,7 +35,8 @@ inline __attribute__((always_inline)) void add_row(Vector<T>* sums, const T* in,
 
 // Rows [first, last), columns [column, column + width). last_edge: the last edge that may be looked ahead to.
 template <class T, int Vectors, bool Tail, bool Weighted>
-void aggregate_block(const Aggregate<T>& a, std::int64_t first, std::int64_t last, std::int64_t column, int tail, std::int64_t last_edge) {
+void aggregate_block(const Aggregate<T>& a, std::int64_t first, std::int64_t last, std::int64_t column, int tail,
+                     std::int64_t last_edge) {
   // One narrow row would wait for its own additions: take several edges at once, in sums of their own.
   constexpr int ways = Vectors == 1 ? 4 : Vectors <= 3 ? 2 : 1;
   constexpr std::int64_t distance = prefetch_distance<Vectors>;
@@ -111,13 +114,15 @@ void aggregate_rows(const Aggregate<T>& a, std::int64_t first, std::int64_t last
   std::int64_t done = 0;
   for (std::int64_t block = 0; block < blocks; ++block) {
     const std::int64_t upto = vectors * (block + 1) / blocks;
-    find_block<T>(static_cast<int>(upto - done), tail != 0 && upto == vectors, weighted)(a, first, last, done * lanes<T>, tail, last_edge);
+    find_block<T>(static_cast<int>(upto - done), tail != 0 && upto == vectors, weighted)(
+        a, first, last, done * lanes<T>, tail, last_edge);
     done = upto;
   }
 }
 
-// First row at which the work before it (edges, and row_cost for each row) reaches `work`. If begin does not ascend, chunks are
-// less even but still cover each row once: the search takes the same path for the same rows whatever `work` is.
+// First row at which the work before it (edges, and row_cost for each row) reaches `work`. If begin does not ascend,
+// chunks are less even but still cover each row once: the search takes the same path for the same rows whatever `work`
+// is.
 template <class T>
 std::int64_t row_at(const Aggregate<T>& a, std::int64_t work) {
   std::int64_t low = a.first_row;

@@ -15,7 +15,10 @@ template <class T>
 class BlockSums {
  public:
   BlockSums(double* workspace, std::int64_t block, std::int64_t dim, int vectors)
-      : size_(dim * vectors), dim_(dim), totals_(workspace + block * size_ * 2), sums_(reinterpret_cast<T*>(totals_ + size_)) {
+      : size_(dim * vectors),
+        dim_(dim),
+        totals_(workspace + block * size_ * 2),
+        sums_(reinterpret_cast<T*>(totals_ + size_)) {
     for (std::int64_t i = 0; i < size_; ++i) {
       totals_[i] = 0;
       sums_[i] = 0;
@@ -40,11 +43,13 @@ class BlockSums {
 
 // out[j] (+)= the sum over blocks of vector `which`; nothing if out is null.
 template <class T>
-void add_blocks(const double* workspace, std::int64_t blocks, std::int64_t dim, int vectors, int which, T* out, bool accumulate) {
+void add_blocks(const double* workspace, std::int64_t blocks, std::int64_t dim, int vectors, int which, T* out,
+                bool accumulate) {
   if (out == nullptr) return;
   for (std::int64_t j = 0; j < dim; ++j) {
     double total = 0;
-    for (std::int64_t block = 0; block < blocks; ++block) total += workspace[block * dim * vectors * 2 + which * dim + j];
+    for (std::int64_t block = 0; block < blocks; ++block)
+      total += workspace[block * dim * vectors * 2 + which * dim + j];
     out[j] = static_cast<T>(accumulate ? static_cast<double>(out[j]) + total : total);
   }
 }

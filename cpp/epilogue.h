@@ -92,7 +92,8 @@ void epilogue_forward(const EpilogueForward<T>& e, int threads) {
       with_flag(e.relu, [&](auto relu) {
         with_flag(e.dropout.threshold != 0, [&](auto drop) {
           for_rows(e.rows, e.dim, threads, [&](std::int64_t row) {
-            epilogue_forward_row<T, decltype(bias)::value, decltype(norm)::value, decltype(relu)::value, decltype(drop)::value>(e, row);
+            epilogue_forward_row<T, decltype(bias)::value, decltype(norm)::value, decltype(relu)::value,
+                                 decltype(drop)::value>(e, row);
           });
         });
       });
@@ -165,7 +166,8 @@ void epilogue_backward(const EpilogueBackward<T>& e, int threads) {
       sum_rows<T>(e.rows, e.dim, vectors, e.workspace, threads, [&](BlockSums<T>& sums, std::int64_t row) {
         backward_through_mask<T, decltype(relu)::value, decltype(drop)::value>(e, row);
         if (normalised) {
-          with_flag(e.bias != nullptr, [&](auto bias) { backward_through_norm<T, decltype(bias)::value>(e, sums, row); });
+          with_flag(e.bias != nullptr,
+                    [&](auto bias) { backward_through_norm<T, decltype(bias)::value>(e, sums, row); });
         } else {
           const T* const grad = e.grad + row * e.grad_stride;
           T* const sum = sums.vector(bias_column);

@@ -52,7 +52,8 @@ void set_isa(const std::string& name) {
     }
     allowed += std::string(allowed.empty() ? "" : ", ") + isa.name;
   }
-  throw std::invalid_argument("instruction set '" + name + "' (HALOCAST_ISA) is unknown or cannot run here; allowed: " + allowed);
+  throw std::invalid_argument("instruction set '" + name +
+                              "' (HALOCAST_ISA) is unknown or cannot run here; allowed: " + allowed);
 }
 
 void set_default_isa() {

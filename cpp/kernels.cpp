@@ -1,5 +1,6 @@
-// Compiled once for each instruction set, with HALOCAST_ISA naming its namespace. Everything here has internal linkage but table():
-// an inline function shared between instruction sets would be linked once, and could land on a processor that cannot run it.
+// Compiled once for each instruction set, with HALOCAST_ISA naming its namespace. Everything here has internal linkage
+// but table(): an inline function shared between instruction sets would be linked once, and could land on a processor
+// that cannot run it.
 #include "kernels.h"
 
 #include "aggregate.h"
@@ -12,7 +13,8 @@
 namespace halocast::HALOCAST_ISA {
 namespace {
 
-void philox(const RandomStream& stream, const std::int64_t* nodes, std::int64_t rows, std::int64_t dim, std::int64_t* out, int threads) {
+void philox(const RandomStream& stream, const std::int64_t* nodes, std::int64_t rows, std::int64_t dim,
+            std::int64_t* out, int threads) {
   for_rows(rows, dim, threads, [&](std::int64_t row) {
     std::uint32_t words[words_at_once];
     for (std::int64_t first = 0; first < dim; first += words_at_once) {

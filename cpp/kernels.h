@@ -1,6 +1,7 @@
 // What the kernels take: plain pointers and sizes. One table of them for each instruction set.
 //
-// Matrices have unit stride along dim and a row stride in elements. T is float or double. A null pointer leaves a step out.
+// Matrices have unit stride along dim and a row stride in elements. T is float or double. A null pointer leaves a step
+// out.
 #pragma once
 
 #include <cstdint>

@@ -13,7 +13,7 @@ namespace {
 // e^x for x <= 0 (NaN stays), within 2 units in the last place; written so that the compiler vectorises it.
 // x = n ln 2 + r, e^r by a polynomial on |r| <= ln 2 / 2 (Cephes expf), then n into the exponent bits.
 inline float exp_nonpositive(float x) {
-  constexpr float lowest = -87.0f;          // e^x below is less than the smallest normal number: 0
+  constexpr float lowest = -87.0f;           // e^x below is less than the smallest normal number: 0
   constexpr float round_magic = 12582912.f;  // 1.5 · 2^23: adding it rounds to an integer in the low bits
   const float clamped = x < lowest ? lowest : x;
   const float shifted = clamped * 1.44269504088896341f + round_magic;
@@ -102,8 +102,8 @@ std::int64_t cross_entropy(const Loss<T, std::int64_t>& l, int threads) {
   return -1;
 }
 
-// Adds up max(x, 0) − x y + log(1 + e^−|x|), for y of 0 or 1. Labels become T first, a few at a time: in one loop with bytes the
-// compiler would fill its registers with bytes, and most rows are too short for that.
+// Adds up max(x, 0) − x y + log(1 + e^−|x|), for y of 0 or 1. Labels become T first, a few at a time: in one loop with
+// bytes the compiler would fill its registers with bytes, and most rows are too short for that.
 template <class T>
 T bce_row(const Loss<T, std::uint8_t>& l, std::int64_t row) {
   constexpr std::int64_t at_once = 128;

@@ -76,7 +76,8 @@ class Pool {
 std::atomic<GompParallel> gomp{nullptr};
 std::atomic<Pool*> pool{nullptr};
 
-// Threads do not survive a fork, and libgomp hangs in the child of a process that used it: the child starts a pool of its own.
+// Threads do not survive a fork, and libgomp hangs in the child of a process that used it: the child starts a pool of
+// its own.
 void after_fork() {
   gomp = nullptr;
   pool = nullptr;

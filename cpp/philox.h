@@ -22,7 +22,8 @@ constexpr int philox_batch = vector_bytes / 8;
 // Product of the low halves of each lane. (The zero-masked intrinsic avoids a false warning of gcc 12, bug 105593.)
 inline PhiloxState multiply_low_halves(PhiloxState a, PhiloxState b) {
 #if defined(__AVX512F__)
-  return reinterpret_cast<PhiloxState>(_mm512_maskz_mul_epu32(0xff, reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+  return reinterpret_cast<PhiloxState>(
+      _mm512_maskz_mul_epu32(0xff, reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
 #elif defined(__AVX2__)
   return reinterpret_cast<PhiloxState>(_mm256_mul_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
 #else
@@ -50,8 +51,8 @@ struct PhiloxRow {
         tag(stream.tag | (static_cast<std::uint32_t>(global_node >> 32) & 0xffu)) {}
 };
 
-// Words of `philox_batch` blocks. The state sits in the low halves of the lanes; the high halves hold what earlier products left, and
-// are never read.
+// Words of `philox_batch` blocks. The state sits in the low halves of the lanes; the high halves hold what earlier
+// products left, and are never read.
 inline void philox_blocks(const PhiloxRow& row, std::uint32_t block, std::uint32_t* words) {
   const PhiloxState multiplier0 = PhiloxState{} + philox_multiplier_0;
   const PhiloxState multiplier1 = PhiloxState{} + philox_multiplier_1;
@@ -81,8 +82,8 @@ inline void philox_blocks(const PhiloxRow& row, std::uint32_t block, std::uint32
 // Words of a row are made this many at a time, on the stack.
 constexpr std::int64_t words_at_once = 256;
 
-// Fills words for elements [first, first + count) of a row; first is a multiple of 4, count at most words_at_once, and words has room
-// for words_at_once.
+// Fills words for elements [first, first + count) of a row; first is a multiple of 4, count at most words_at_once, and
+// words has room for words_at_once.
 inline void philox_words(const PhiloxRow& row, std::int64_t first, std::int64_t count, std::uint32_t* words) {
   for (std::int64_t done = 0; done < count; done += 4 * philox_batch)
     philox_blocks(row, static_cast<std::uint32_t>((first + done) / 4), words + done);

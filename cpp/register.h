@@ -1,4 +1,5 @@
-// Shared by the register_*.cpp files: addresses come from Python as integers, and work runs without the interpreter lock.
+// Shared by the register_*.cpp files: addresses come from Python as integers, and work runs without the interpreter
+// lock.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -26,7 +27,8 @@ auto with_type(bool is_double, const Run& run) {
 }
 
 // As the wrappers hand dropout over.
-inline Dropout dropout(std::uint64_t threshold, double scale, std::uint64_t seed, std::uint32_t epoch, std::uint32_t tag, Address nodes) {
+inline Dropout dropout(std::uint64_t threshold, double scale, std::uint64_t seed, std::uint32_t epoch,
+                       std::uint32_t tag, Address nodes) {
   return {threshold, scale, {seed, epoch, tag}, pointer<const std::int64_t>(nodes)};
 }
 

@@ -27,20 +27,23 @@ bool advise_huge_pages(Address address, std::size_t bytes) {
 }  // namespace
 
 void register_runtime(py::module_& module) {
-  module.def("attach_openmp", [](Address gomp_parallel) { attach_openmp(pointer<void>(gomp_parallel)); }, py::arg("gomp_parallel"));
+  module.def(
+      "attach_openmp", [](Address gomp_parallel) { attach_openmp(pointer<void>(gomp_parallel)); },
+      py::arg("gomp_parallel"));
   module.def("advise_huge_pages", &advise_huge_pages, py::arg("address"), py::arg("bytes"));
   module.def("isa", &current_isa);
   module.def("available_isas", &available_isas);
   module.def("set_isa", &set_isa, py::arg("name"));
   module.def(
       "philox",
-      [](std::uint64_t seed, std::uint32_t epoch, std::uint32_t tag, Address nodes, std::int64_t rows, std::int64_t dim, Address out,
-         int threads) {
+      [](std::uint64_t seed, std::uint32_t epoch, std::uint32_t tag, Address nodes, std::int64_t rows, std::int64_t dim,
+         Address out, int threads) {
         const py::gil_scoped_release unlocked;
-        kernels().philox({seed, epoch, tag}, pointer<const std::int64_t>(nodes), rows, dim, pointer<std::int64_t>(out), threads);
+        kernels().philox({seed, epoch, tag}, pointer<const std::int64_t>(nodes), rows, dim, pointer<std::int64_t>(out),
+                         threads);
       },
-      py::arg("seed"), py::arg("epoch"), py::arg("tag"), py::arg("nodes"), py::arg("rows"), py::arg("dim"), py::arg("out"),
-      py::arg("threads"));
+      py::arg("seed"), py::arg("epoch"), py::arg("tag"), py::arg("nodes"), py::arg("rows"), py::arg("dim"),
+      py::arg("out"), py::arg("threads"));
 }
 
 }  // namespace halocast

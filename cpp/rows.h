@@ -14,7 +14,8 @@ constexpr std::int64_t rows_ahead = 8;
 
 // Starts fetching the row that is needed a few rows from now.
 template <class T, class Index>
-inline __attribute__((always_inline)) void fetch_ahead(const T* base, std::int64_t stride, const MoveRows<T, Index>& m, std::int64_t k) {
+inline __attribute__((always_inline)) void fetch_ahead(const T* base, std::int64_t stride, const MoveRows<T, Index>& m,
+                                                       std::int64_t k) {
   constexpr std::int64_t most = 1024;  // the processor's own prefetcher follows from there
   const auto bytes = m.dim * static_cast<std::int64_t>(sizeof(T));
   if (k + rows_ahead < m.count) prefetch(base + m.index[k + rows_ahead] * stride, bytes < most ? bytes : most);

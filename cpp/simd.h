@@ -51,7 +51,8 @@ inline void store(T* to, Vector<T> v) {
   std::memcpy(to, &v, sizeof v);
 }
 
-// Starts fetching `bytes` bytes. Forced inline: gcc takes a function that only prefetches for one without effect, and drops its calls.
+// Starts fetching `bytes` bytes. Forced inline: gcc takes a function that only prefetches for one without effect, and
+// drops its calls.
 inline __attribute__((always_inline)) void prefetch(const void* from, std::int64_t bytes) {
   for (std::int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(static_cast<const char*>(from) + byte);
 }
@@ -76,9 +77,15 @@ inline void store_partial(double* to, Vector<double> v, int count) {
 inline __m256i first_lanes32(int count) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
-inline __m256i first_lanes64(int count) { return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3)); }
-inline Vector<float> load_partial(const float* from, int count) { return _mm256_maskload_ps(from, first_lanes32(count)); }
-inline Vector<double> load_partial(const double* from, int count) { return _mm256_maskload_pd(from, first_lanes64(count)); }
+inline __m256i first_lanes64(int count) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+inline Vector<float> load_partial(const float* from, int count) {
+  return _mm256_maskload_ps(from, first_lanes32(count));
+}
+inline Vector<double> load_partial(const double* from, int count) {
+  return _mm256_maskload_pd(from, first_lanes64(count));
+}
 inline void store_partial(float* to, Vector<float> v, int count) { _mm256_maskstore_ps(to, first_lanes32(count), v); }
 inline void store_partial(double* to, Vector<double> v, int count) { _mm256_maskstore_pd(to, first_lanes64(count), v); }
 

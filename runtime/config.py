@@ -36,7 +36,7 @@ class ModelConfig(Section):
 class PartitionConfig(Section):
     method: str = "metis"
     """"metis", "random", "contiguous", or the path of a file with one part number a node."""
-    objective: Literal["cut", "volume"] = "volume"
+    objective: Literal["cut", "volume"] = "cut"
     balance: Literal["nodes", "edges", "train"] = "nodes"
     seed: int = Field(default=0, ge=0)
 

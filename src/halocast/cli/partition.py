@@ -17,7 +17,7 @@ def partition(
     *,
     parts: int,
     method: str = "metis",
-    objective: str = "volume",
+    objective: str = "cut",
     balance: str = "nodes",
     seed: int = 0,
     symmetrise: Flag = False,

@@ -13,7 +13,7 @@ from halocast.runtime.graph.partition import communication_volume, edge_cut, par
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 FOLDER = Path(os.environ.get("HALOCAST_DATA", str(REPOSITORY.parent / "shared" / "data")).split(os.pathsep)[0])
-METRICS = {"deezer_hu": "micro_f1", "tolokers": "roc_auc", "minesweeper": "roc_auc", "github_social": "roc_auc"}
+METRICS = {"deezer_hu": "micro_f1", "tolokers": "roc_auc", "minesweeper": "roc_auc"}
 STATIC = (
     "amazon_photo", "citeseer", "coauthor_physics", "cora", "dblp", "debian_packages",
     "deezer_hu", "github_social", "minesweeper", "pubmed", "tolokers", "twitch_de",
