@@ -20,7 +20,8 @@ build: $(VENV)/.built
 lint: $(VENV)/.dev
 	$(BIN)/ruff check src runtime simulator traces reports tests benchmarks scripts
 	$(BIN)/mypy
-	$(BIN)/lint-imports --verbose 2>/dev/null || $(BIN)/lint-imports
+	$(BIN)/lint-imports
+	$(BIN)/ruff format --check src runtime simulator traces reports tests benchmarks scripts
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks
