@@ -9,7 +9,7 @@ from torch import Tensor
 
 from halocast.runtime import kernels
 from halocast.runtime.graph.shard import Shard
-from halocast.runtime.models.block import Block
+from halocast.runtime.models.block import Block, BlockStructure
 from halocast.runtime.models.layers import LinearAggregation
 from halocast.traces.operations import Part
 
@@ -49,26 +49,24 @@ class Adjacency:
         self._halo_indices = torch.from_numpy(shard.halo_indices).to(device)
         self.degrees = torch.from_numpy(shard.degrees).to(device)
         self.global_ids = torch.from_numpy(shard.global_ids).to(device)
-        self.bytes = sum(
-            array.nbytes for array in (shard.indptr, shard.indices, shard.own_end, shard.halo_indptr, shard.halo_indices)
-        )
+        self._structures: dict[Part, BlockStructure] = {}
         kernels.check_neighbours(self._begin_with_self, self._end, self._indices, self.rows.total)
         kernels.check_neighbours(self._halo_begin, self._halo_end, self._halo_indices, self.rows.own)
 
     def block(self, part: Part, stream: kernels.Stream | None) -> Block:
         """What a layer sees when it computes `part` (of the own rows)."""
+        if part not in self._structures:
+            self._structures[part] = self._block_structure(part)
+        return Block(self._structures[part], stream)
+
+    def _block_structure(self, part: Part) -> BlockStructure:
         rows = self.rows.slice(part)
         sources = self.rows.own if part is Part.CENTRAL else self.rows.total
-        return Block(
-            begin=self._begin[rows],
-            end=self._end[rows],
-            indices=self._indices,
-            first_target=rows.start,
-            sources=sources,
-            degrees=self.degrees[:sources],
-            global_ids=self.global_ids[:sources],
-            dropout_stream=stream,
-        )
+        counts = self._end[rows] - self._begin[rows]
+        indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        offsets = torch.arange(int(indptr[-1]), device=counts.device) - torch.repeat_interleave(indptr[:-1], counts)
+        entries = torch.repeat_interleave(self._begin[rows], counts) + offsets
+        return BlockStructure(indptr, self._indices[entries], rows.start, self.degrees[:sources], self.global_ids[:sources])
 
     def aggregation(self, layer: LinearAggregation, dtype: torch.dtype) -> Aggregation:
         """Â of a layer on this structure."""

@@ -24,6 +24,9 @@ class Clock(Protocol):
     def settle(self) -> None:
         """Wait until every stamp of the epoch can be read."""
 
+    def next_epoch(self) -> None:
+        """Everything stamped so far has been read."""
+
     def timing(self, before: Any, after: Any) -> Timing: ...
 
 
@@ -36,29 +39,48 @@ class ThreadClock:
     def settle(self) -> None:
         pass
 
+    def next_epoch(self) -> None:
+        pass
+
     def timing(self, before: tuple[int, int], after: tuple[int, int]) -> Timing:
         return Timing(before[0], after[0] - before[0], after[1] - before[1])
 
 
 class DeviceClock:
-    """CUDA operations are queued: events in the stream bracket them, and one wait an epoch makes all readable."""
+    """CUDA operations are queued: events in the stream bracket them, and one wait an epoch makes all readable.
+
+    Device times are put on the host's clock by a reference event whose completion the host saw. It is renewed at every
+    `settle`: elapsed times are single-precision milliseconds, too coarse over a whole run.
+    """
 
     def __init__(self) -> None:
-        self._reference: tuple[int, torch.cuda.Event] | None = None
+        self._renew()
+
+    def _renew(self) -> None:
+        self._reference = self.stamp()
+        self._reference.synchronize()
+        self._reference_ns = time.monotonic_ns()
 
     def stamp(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
-        if self._reference is None:
-            event.synchronize()
-            self._reference = (time.monotonic_ns(), event)
         return event
 
     def settle(self) -> None:
         torch.cuda.synchronize()
 
+    def next_epoch(self) -> None:
+        self._renew()
+
+    def host_ns(self, event: torch.cuda.Event) -> int:
+        """When a completed event happened, in monotonic ns."""
+        return self._reference_ns + int(self._reference.elapsed_time(event) * 1e6)
+
     def timing(self, before: torch.cuda.Event, after: torch.cuda.Event) -> Timing:
-        assert self._reference is not None
-        host_ns, reference = self._reference
         device_ns = int(before.elapsed_time(after) * 1e6)
-        return Timing(host_ns + int(reference.elapsed_time(before) * 1e6), device_ns, device_ns)
+        return Timing(self.host_ns(before), device_ns, device_ns)
+
+
+def clock_of(device: torch.device) -> ThreadClock | DeviceClock:
+    """The clock for operations on `device`."""
+    return DeviceClock() if device.type == "cuda" else ThreadClock()

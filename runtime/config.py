@@ -5,9 +5,9 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from halocast.errors import MisuseError, nearest
 from halocast.traces.workload import ExactSavings
@@ -77,11 +77,17 @@ class TrainingConfig(Section):
     checkpoint_every: int = Field(default=20, ge=0)
     """Epochs between checkpoints; 0: none but the one at the end."""
 
+    @model_validator(mode="after")
+    def _patience_needs_evaluations(self) -> Self:
+        if self.patience and not self.evaluate_every:
+            raise ValueError("patience counts evaluations: set evaluate_every to 1 or more")
+        return self
+
 
 class TraceConfig(Section):
     enabled: bool = True
     flush_seconds: float = Field(default=2.0, gt=0.0)
-    """A killed run loses at most this much of its trace."""
+    """Parts are written after an epoch when so many seconds have passed: what a killed run loses, and its last epoch."""
 
 
 class RunConfig(Section):
@@ -164,6 +170,8 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "literal_error":
         allowed = str(first["ctx"]["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
         return f"{path} = {first['input']!r} is not allowed{nearest(str(first['input']), allowed)}"
+    if first["type"] == "value_error":
+        return f"{path}: {first['ctx']['error']!s}"
     return f"{path} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from halocast.runtime import kernels
 from halocast.runtime.adjacency import Adjacency, Aggregation
-from halocast.runtime.clock import Clock, DeviceClock, ThreadClock
+from halocast.runtime.clock import Clock, ThreadClock
 from halocast.runtime.exchange.transport import Flight, LostPeerError, Transport
-from halocast.runtime.features import FeatureRows, SparseRows
+from halocast.runtime.features import DenseRows, FeatureRows, SparseRows
 from halocast.runtime.memory import Arena, plan_arena, walk
 from halocast.runtime.models.layers import LinearAggregation
 from halocast.runtime.models.network import GradientBuckets, GraphNetwork
@@ -135,12 +135,13 @@ class Executor:
         seed: int,
         dtype: torch.dtype,
         device: torch.device,
+        clock: Clock | None = None,
         recorder: Recorder | None = None,
         on_operation: Callable[[], None] = lambda: None,
     ) -> None:
         self.view, self.method, self.network = view, method, network
         self.optimizer, self.data, self.transport = optimizer, data, transport
-        self.buckets = GradientBuckets(network)
+        self.buckets = GradientBuckets(network, dtype, device)
         self._seed, self._recorder, self._on_operation = seed, recorder, on_operation
         self._rows = data.adjacency.rows
         self._schedules = schedule_layers(view)
@@ -159,7 +160,7 @@ class Executor:
         ]
         self._tapes: dict[tuple[int, Part], tuple[Tensor, Tensor]] = {}
         self._incoming_rows: dict[str, dict[int, int]] = {}
-        self._clock: Clock = DeviceClock() if device.type == "cuda" else ThreadClock()
+        self._clock = clock or ThreadClock()
         self._context = Context("train", 0)
         self._live_bytes = 0
         self._handlers: dict[type[Operation], Callable[[Any], Any]] = {
@@ -230,6 +231,7 @@ class Executor:
         if self._recorder is not None:
             settle()
             self._record(recorded, flights)
+            self._clock.next_epoch()
 
     def _change_of_live_bytes(self, operation: Operation) -> int:
         if isinstance(operation, Keep):
@@ -281,7 +283,9 @@ class Executor:
         """A buffer of the arena, or dense static features."""
         if name in self._buffers:
             return self._buffers[name]
-        return self.data.features[name].values  # sparse features are only ever read through `product`
+        rows = self.data.features[name]
+        assert isinstance(rows, DenseRows), "sparse features are only read through products"
+        return rows.values
 
     def _aggregate(self, operation: Aggregate) -> None:
         aggregation = self._aggregations[operation.layer]
@@ -431,10 +435,10 @@ class Executor:
 
     def _apply_backward(self, operation: Apply) -> None:
         inputs, output = self._tapes.pop((operation.layer, operation.part))
-        parameters = list(self.network.layers[operation.layer].parameters())
+        parameters = [each for each in self.network.layers[operation.layer].parameters() if each.requires_grad]
         wanted = [*parameters, inputs] if inputs.requires_grad else parameters
         gradient = self._buffers[operation.source][self._rows.slice(operation.part)]
-        gradients = torch.autograd.grad(output, wanted, gradient, allow_unused=True)
+        gradients = torch.autograd.grad(output, wanted, gradient, allow_unused=True) if wanted else ()
         first_call = operation.part is not Part.CENTRAL  # MARGINAL runs before CENTRAL, OWN runs alone
         for parameter, value in zip(parameters, gradients, strict=False):
             _put(self.buckets[parameter], value, overwrite=first_call)

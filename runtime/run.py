@@ -14,6 +14,7 @@ import tomli_w
 import torch
 
 from halocast.errors import HalocastError, MisuseError, RunError
+from halocast.runtime.checkpoint import checkpoints, read_progress
 from halocast.runtime.config import RunConfig
 from halocast.runtime.features import DENSE_FROM
 from halocast.runtime.footprint import FootprintMeter
@@ -26,8 +27,8 @@ from halocast.runtime.models.layers import build_layer
 from halocast.runtime.programs.schedule import Order, schedule_layers
 from halocast.runtime.session import build_network, build_view, find_method
 from halocast.runtime.testbed import require_testbed
-from halocast.runtime.trainer import Event, RunFolder, write_json
-from halocast.runtime.worker import join, print_event, run_rank, threads_per_rank
+from halocast.runtime.trainer import Event, RunFolder, write_json, write_text
+from halocast.runtime.worker import run_identity, run_rank, take_place, threads_per_rank
 from halocast.traces.operations import Part
 from halocast.traces.workload import RankView
 
@@ -64,33 +65,43 @@ def train(
             port=config.port or None,
         )
     except RankFailure as error:
+        if error.exit_code == MisuseError.exit_code:
+            raise
         raise type(error)(error.rank, f"{error.cause}{_way_out(run_folder)}", error.exit_code, error.signal) from error
     return read_result(run_folder)
 
 
 def train_as_rank(
-    config: RunConfig, folder: Path, context: LaunchContext, *, resume: bool = False, force: bool = False
+    config: RunConfig,
+    folder: Path,
+    context: LaunchContext,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    emit: Emit = lambda event: None,
 ) -> dict[str, Any] | None:
     """One rank under torchrun or srun; rank 0 prepares folder and shards for all. Returns the result on rank 0."""
     meter = FootprintMeter()
-    check(config)
-    transport = join(config, context)
+    if check(config).shaped:
+        raise MisuseError(f"hosts = '{config.hosts}' is for ranks that halocast starts; under {context.launcher} leave it out")
+    place = take_place(config, context)
     message: dict[str, Any] = {}
-    if transport.rank == 0:
+    if context.rank == 0:
         try:
             run_folder = open_run_folder(config, folder, resume=resume, force=force)
-            shards = find_shards(config, lambda text: print_event({"event": "step", "text": text}))
+            shards = find_shards(config, lambda text: emit({"event": "step", "text": text}))
             prepare_run_folder(run_folder, config, shards, resume=resume)
             message = {"shards": str(shards.folder)}
         except HalocastError as error:
             message = {"error": str(error), "exit_code": error.exit_code}
-    message = transport.share("prepared", message)[0]
+        except OSError as error:  # the others must not wait for rank 0 in vain
+            message = {"error": str(error), "exit_code": RunError.exit_code}
+    message = place.transport.share("prepared", message)[0]
     if "error" in message:
         raise (MisuseError if message["exit_code"] == MisuseError.exit_code else RunError)(message["error"])
     run_folder = RunFolder(folder)
-    emit = print_event if transport.rank == 0 else lambda event: None
     shards = open_shards(Path(message["shards"]))
-    run_rank(config, run_folder, shards, transport, context, meter, resume=resume, emit=emit)
+    run_rank(config, run_folder, shards, place, meter, resume=resume, emit=emit)
     return read_result(run_folder) if context.rank == 0 else None
 
 
@@ -144,7 +155,6 @@ def open_run_folder(config: RunConfig, folder: Path | None, *, resume: bool, for
             raise MisuseError(f"run folder {folder} exists; choose another --out, --resume it, or overwrite it with --force")
         if not run_folder.config.is_file():
             raise MisuseError(f"--force: {folder} is not a run folder (it has no config.toml); remove it yourself")
-        shutil.rmtree(folder)
     return run_folder
 
 
@@ -156,11 +166,19 @@ def _new_folder(stem: str) -> Path:
 
 
 def prepare_run_folder(folder: RunFolder, config: RunConfig, shards: ShardSet, *, resume: bool) -> None:
-    """Write the resolved configuration and what the ranks are to do."""
+    """Write the resolved configuration and what the ranks are to do; with everything checked, not before.
+
+    What an earlier run left goes now (the caller has asked whether it may). Raises MisuseError where the newest checkpoint
+    is of another run, RunError where the folder cannot be written.
+    """
+    if resume:
+        for newest in checkpoints(folder.checkpoints)[-1:]:
+            read_progress(newest, run_identity(config, shards))
     try:
+        if not resume and folder.config.is_file():
+            shutil.rmtree(folder.path)
         folder.path.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            folder.config.write_text(tomli_w.dumps(_without_none(config.model_dump(mode="json"))))
+        write_text(folder.config, tomli_w.dumps(_without_none(config.model_dump(mode="json"))))
         folder.result.unlink(missing_ok=True)
         write_json(
             folder.job,
@@ -292,7 +310,7 @@ def _feature_bytes(view: RankView) -> int:
 
 def _raw_bytes(view: RankView, rows: Part) -> int:
     part = view.part
-    if part.features_sparse:
+    if part.features_sparse and view.layers[0].linear_aggregation:
         return part.stored_values(rows, aggregated=False) * 2 * (4 + view.value_bytes)
     return part.rows(rows) * part.feature_dim * view.value_bytes
 

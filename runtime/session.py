@@ -12,6 +12,7 @@ from torch import Tensor
 from halocast.errors import MisuseError, nearest
 from halocast.runtime import kernels
 from halocast.runtime.adjacency import Adjacency
+from halocast.runtime.clock import Clock
 from halocast.runtime.config import RunConfig
 from halocast.runtime.exchange.transport import Transport
 from halocast.runtime.executor import Executor, Method, RankData, Recorder, with_aggregated_statistics
@@ -71,6 +72,7 @@ def build_session(
     transport: Transport,
     *,
     device: torch.device,
+    clock: Clock | None = None,
     recorder: Recorder | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> RankSession:
@@ -107,6 +109,7 @@ def build_session(
         seed=config.seed,
         dtype=dtype,
         device=device,
+        clock=clock,
         recorder=recorder,
         on_operation=heartbeat,
     )
@@ -127,7 +130,8 @@ def prepare_features(
     features: dict[str, FeatureRows] = {}
     if schedule.order is not Order.AGGREGATED_ONCE:
         known = Part.OWN if schedule.sends_forward else Part.ALL
-        features[FEATURES] = raw_features(shard, known, statistics.rows(Part.ALL), dtype, device)
+        plain = not spec.linear_aggregation  # a layer of one's own reads h[rows]
+        features[FEATURES] = raw_features(shard, known, statistics.rows(Part.ALL), dtype, device, dense=plain)
         return features
     layer = network.layers[0]
     assert isinstance(layer, LinearAggregation)
@@ -148,7 +152,7 @@ def prepare_features(
 
 def build_optimizer(config: RunConfig, network: GraphNetwork) -> torch.optim.Optimizer:
     training = config.training
-    parameters = list(network.parameters())
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if training.optimizer == "sgd":
         return torch.optim.SGD(
             parameters, training.learning_rate, momentum=training.momentum, weight_decay=training.weight_decay

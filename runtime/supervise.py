@@ -24,7 +24,7 @@ HEARTBEAT_FILE = "HALOCAST_HEARTBEAT_FILE"
 # What torch.distributed's gloo, NCCL and TCPStore say when the other side has gone.
 _LOST_PEER = re.compile(
     r"connection (was likely )?(closed|reset|refused)|closed by peer|broken pipe|remote server shutdown|socket timeout"
-    r"|timed out (waiting|after)|ncclremoteerror|remote process (has )?exited",
+    r"|timed out (waiting|after)|wait timeout after|ncclremoteerror|remote process (has )?exited",
     re.IGNORECASE,
 )
 
@@ -77,7 +77,7 @@ def report_failure(message: str, *, exit_code: int = 1, primary: bool = True) ->
     rank = int(os.environ.get("RANK", "0"))
     line = json.dumps({"rank": rank, "message": first_line(message), "exit_code": exit_code, "primary": primary})
     temporary = Path(f"{path}.part")
-    with suppress(FileNotFoundError):
+    with suppress(OSError):  # no disk left for the reason: the launcher falls back on the log
         temporary.write_text(line + "\n", encoding="utf-8")
         temporary.replace(path)
 

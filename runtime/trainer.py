@@ -113,8 +113,9 @@ class Trainer:
         initialize_optimizer(self.session.optimizer)
         load_state(found[-1], self._state())
         if self.folder.metrics.exists():
-            table = pd.read_csv(self.folder.metrics)
-            kept = table[table["epoch"] < self.progress.epoch]
+            # read the digits as they were written: the rows are written back
+            table = pd.read_csv(self.folder.metrics, float_precision="round_trip")
+            kept = table[table["epoch"] < self.progress.epoch].drop_duplicates("epoch", keep="last")
             self.rows = [{str(key): value for key, value in row.items()} for row in kept.to_dict("records")]
         self.emit({"event": "resumed", "epoch": self.progress.epoch, "checkpoint": found[-1].name})
 
@@ -164,6 +165,8 @@ class Trainer:
 
     def _note_validation(self, score: float) -> None:
         progress = self.progress
+        if math.isnan(score):  # no validation rows: nothing to be patient about
+            return
         if progress.best_validation is None or score > progress.best_validation:
             progress.best_validation, progress.best_epoch = score, progress.epoch
             progress.evaluations_without_gain = 0
@@ -197,8 +200,13 @@ def _due(epoch: int, every: int) -> bool:
 
 def write_json(path: Path, document: object) -> None:
     """Write by atomic rename."""
+    write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write by atomic rename."""
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(document, indent=2) + "\n")
+    temporary.write_text(text)
     temporary.replace(path)
 
 

@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 import halocast
 from halocast.errors import HalocastError
 from halocast.runtime.checkpoint import RunIdentity
+from halocast.runtime.clock import Clock, clock_of
 from halocast.runtime.config import RunConfig
 from halocast.runtime.exchange.clocks import measure_clock_offset
 from halocast.runtime.exchange.transport import LocalTransport, LostPeerError, Transport, connect
@@ -39,11 +41,10 @@ def main(arguments: list[str]) -> int:
     job = json.loads(Path(arguments[0]).read_text())
     config, folder = RunConfig.model_validate(job["config"]), RunFolder(Path(job["folder"]))
     try:
-        context = detect_launch_environment()
-        transport = join(config, context)
+        place = take_place(config, detect_launch_environment())
         shards = open_shards(Path(job["shards"]))
-        emit = print_event if transport.rank == 0 else _silent
-        run_rank(config, folder, shards, transport, context, meter, resume=job["resume"], emit=emit)
+        emit = print_event if place.transport.rank == 0 else _silent
+        run_rank(config, folder, shards, place, meter, resume=job["resume"], emit=emit)
     except LostPeerError as error:
         report_failure(str(error), primary=False)
         return 1
@@ -67,34 +68,47 @@ def _silent(event: Event) -> None:
     pass
 
 
-def join(config: RunConfig, context: LaunchContext | None) -> Transport:
-    """Join the process group the launcher describes; one rank alone needs none (NCCL apart)."""
+@dataclass(frozen=True)
+class Place:
+    """Where a rank stands: its connection to the others, its device, the device's clock, ranks on this machine."""
+
+    transport: Transport
+    device: torch.device
+    clock: Clock
+    local_ranks: int
+
+
+def take_place(config: RunConfig, context: LaunchContext | None) -> Place:
+    """Join the process group that the launcher describes; one rank alone needs none, unless a back end is asked for."""
     backend = None if config.backend == "auto" else config.backend
     if context is None:
-        return LocalTransport()
+        device = cuda_or_cpu(config, 0)
+        return Place(LocalTransport(), device, clock_of(device), 1)
     if config.device == "cuda" and backend is None and context.world_size > 1:
         one_gpu_each = torch.cuda.device_count() >= context.local_world_size
         backend = "nccl" if one_gpu_each else "gloo"  # NCCL refuses two ranks on one GPU
     device = cuda_or_cpu(config, context.local_rank)
+    clock = clock_of(device)
     os.environ.update(context.variables)
-    return connect(context.world_size, context.rank, device, backend=backend, timeout_s=config.timeout_seconds)
+    # longer than the launcher's patience: it knows which rank hangs, while the others only know whom they wait for
+    patience = 1.5 * config.timeout_seconds + 10.0
+    transport = connect(context.world_size, context.rank, device, clock, backend=backend, timeout_s=patience)
+    return Place(transport, device, clock, context.local_world_size)
 
 
 def run_rank(
     config: RunConfig,
     folder: RunFolder,
     shards: ShardSet,
-    transport: Transport,
-    context: LaunchContext | None,
+    place: Place,
     meter: FootprintMeter,
     *,
     resume: bool,
     emit: Emit,
 ) -> None:
     """Everything one rank does once it has joined the others."""
-    local_rank, local_ranks = (context.local_rank, context.local_world_size) if context else (0, 1)
-    device = cuda_or_cpu(config, local_rank)
-    use_threads(threads_per_rank(config, local_ranks))
+    transport, device = place.transport, place.device
+    use_threads(threads_per_rank(config, place.local_ranks))
     offset = measure_clock_offset(transport)
     writer = None
     if config.trace.enabled:
@@ -104,7 +118,7 @@ def run_rank(
         heartbeat()
         emit({"event": "step", "text": text})
 
-    session = build_session(config, shards, transport, device=device, recorder=writer, on_step=on_step)
+    session = build_session(config, shards, transport, device=device, clock=place.clock, recorder=writer, on_step=on_step)
     identity = run_identity(config, shards)
     metric = str(shards.graph["metric"])
     trainer = Trainer(config, session, transport, folder, identity, metric, trace=writer, emit=emit)
@@ -123,13 +137,17 @@ def run_rank(
         if manifest is not None:
             write_manifest(folder.trace, manifest.model_copy(update={"finished": True}))
         write_json(folder.result, run_result(config, folder, shards, trainer, footprints, summaries))
-    transport.share("done", True)  # nobody closes its sockets while another still reads the shared values
     transport.close()
 
 
 def threads_per_rank(config: RunConfig, local_ranks: int) -> int:
     """The asked number, or the cores this process may use shared out."""
-    return config.threads or max(1, len(os.sched_getaffinity(0)) // local_ranks)
+    return config.threads or max(1, usable_cores() // local_ranks)
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_identity(config: RunConfig, shards: ShardSet) -> RunIdentity:
@@ -216,8 +234,8 @@ def run_result(
     wire: list[dict[str, int]],
 ) -> dict[str, Any]:
     """The document that `halocast train --json` prints."""
-    seconds = np.array([row["epoch_seconds"] for row in trainer.rows] or [float("nan")])
-    p10, median, p90 = (float(value) for value in np.percentile(seconds, [10, 50, 90]))
+    seconds = [row["epoch_seconds"] for row in trainer.rows]
+    p10, median, p90 = (float(value) for value in np.percentile(seconds, [10, 50, 90])) if seconds else (None, None, None)
     peak_key = "device_peak" if config.device == "cuda" else "peak"
     files = {"config": folder.config, "metrics": folder.metrics, "checkpoints": folder.checkpoints, "logs": folder.logs}
     if config.trace.enabled:

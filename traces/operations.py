@@ -88,11 +88,10 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Aggregate(Operation):
-    """``target[part] = A[part, :] source`` forward, ``Aᵀ`` backward; `accumulate` adds to the target instead."""
+    """``target[part] = A[part, :] source`` forward, ``Aᵀ`` backward."""
 
     source: str = field(default="", compare=False)
     target: str = field(default="", compare=False)
-    accumulate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +129,11 @@ class Quantize(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Dequantize(Operation):
-    """Decode one peer's received wire buffer into its rows; `accumulate` adds, as gradients do."""
+    """Decode what one peer sent and add it to the rows it belongs to, as gradients are."""
 
     peer: int = -1
     source: str = field(default="", compare=False)
     target: str = field(default="", compare=False)
-    accumulate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +149,6 @@ class Exchange(Operation):
 @dataclass(frozen=True, slots=True)
 class AllReduce(Operation):
     """Start summing one bucket of gradients over all ranks. Does not block; the value sent back is a flight."""
-
-    bucket: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ TRACE_SCHEMA_VERSION = 1
 SPANS = pa.schema(
     [
         ("rank", pa.int32()),
-        ("phase", pa.string()),  # "setup", "train" or "evaluate"
+        ("phase", pa.string()),  # "train" or "evaluate"
         ("epoch", pa.int32()),
         ("index", pa.int32()),  # position in the program, from 0 in each (phase, epoch)
         ("op", pa.string()),  # class name in traces.operations

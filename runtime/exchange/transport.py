@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from halocast.errors import RunError
+from halocast.runtime.clock import Clock, DeviceClock
 
 MessageList = Sequence[tuple[int, torch.Tensor]]
 """(peer, contiguous tensor) pairs."""
@@ -210,7 +211,7 @@ class GlooTransport:
     def close(self) -> None:
         for channel in self._channels.values():
             channel.shutdown(wait=False, cancel_futures=True)
-        dist.destroy_process_group()
+        _leave(self.rank, self.world_size)
 
     def _stage_incoming(self, incoming: MessageList) -> tuple[MessageList, dict[int, Callable[[], None]]]:
         staged = [(peer, _host_like(tensor)) for peer, tensor in incoming]
@@ -249,25 +250,18 @@ def _copier(host: torch.Tensor, target: torch.Tensor) -> Callable[[], None]:
 
 @dataclass
 class DeviceFlight:
-    """NCCL work: waiting orders the current stream behind it; completion times come from events, read later."""
+    """NCCL work. Waiting orders the current stream behind it; its completion is an event on a stream of its own."""
 
-    works: Sequence[Any]
-    base: tuple[int, torch.cuda.Event]
-    done: torch.cuda.Event | None = None
+    clock: DeviceClock
+    done: torch.cuda.Event
 
     def wait(self, peer: int = -1) -> None:
-        if self.done is None:
-            for work in self.works:
-                work.wait()
-            self.done = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            self.done.record()
+        torch.cuda.current_stream().wait_event(self.done)
 
     def sent_ns(self, peer: int = -1) -> int:
-        self.wait()
-        assert self.done is not None
+        """Known once the device has passed it; NCCL completes an exchange for all peers at once."""
         self.done.synchronize()
-        host_ns, event = self.base
-        return host_ns + int(event.elapsed_time(self.done) * 1e6)
+        return self.clock.host_ns(self.done)
 
     received_ns = sent_ns
 
@@ -275,19 +269,27 @@ class DeviceFlight:
 class NcclTransport:
     """NCCL: one grouped launch per exchange, sums on NCCL's own stream."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device, clock: DeviceClock) -> None:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self._clock = clock
+        self._watch = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        dist.all_reduce(torch.zeros(1, device=device))  # NCCL wants every rank in a group's first operation
 
     def start_exchange(self, outgoing: MessageList, incoming: MessageList) -> Flight:
         operations = [dist.P2POp(dist.irecv, tensor, peer) for peer, tensor in incoming]
         operations += [dist.P2POp(dist.isend, tensor, peer) for peer, tensor in outgoing]
         if not operations:
             return CompletedFlight()
-        return DeviceFlight(dist.batch_isend_irecv(operations), _base_event())
+        return self._flight(dist.batch_isend_irecv(operations))
 
     def start_all_reduce(self, values: torch.Tensor) -> Flight:
-        base = _base_event()
-        return DeviceFlight([dist.all_reduce(values, async_op=True)], base)
+        return self._flight([dist.all_reduce(values, async_op=True)])
+
+    def _flight(self, works: Sequence[Any]) -> DeviceFlight:
+        with torch.cuda.stream(self._watch):
+            for work in works:
+                work.wait()
+            return DeviceFlight(self._clock, self._clock.stamp())
 
     def all_reduce(self, values: torch.Tensor) -> None:
         dist.all_reduce(values)
@@ -296,22 +298,34 @@ class NcclTransport:
         return _share(key, value, self.rank, self.world_size)
 
     def close(self) -> None:
-        dist.destroy_process_group()
-
-
-def _base_event() -> tuple[int, torch.cuda.Event]:
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record()
-    return time.monotonic_ns(), event
+        _leave(self.rank, self.world_size)
 
 
 def _share(key: str, value: Any, rank: int, world_size: int) -> list[Any]:
     store = dist.distributed_c10d._get_default_store()
-    store.set(f"share/{key}/{rank}", json.dumps(value))
-    return [json.loads(store.get(f"share/{key}/{peer}")) for peer in range(world_size)]
+    try:
+        store.set(f"share/{key}/{rank}", json.dumps(value))
+        return [json.loads(store.get(f"share/{key}/{peer}")) for peer in range(world_size)]
+    except RuntimeError as error:
+        raise LostPeerError(f"sharing '{key}' failed: {_first_line(error)}") from error
 
 
-def connect(world_size: int, rank: int, device: torch.device, *, backend: str | None, timeout_s: float) -> Transport:
+def _leave(rank: int, world_size: int) -> None:
+    """Leave together: rank 0 holds the store, so it goes last, when nobody asks it anything any more."""
+    store = dist.distributed_c10d._get_default_store()
+    try:
+        if rank == 0:
+            store.wait([f"left/{peer}" for peer in range(1, world_size)])
+        else:
+            store.set(f"left/{rank}", "")
+    except RuntimeError as error:
+        raise LostPeerError(f"a rank vanished at the end of the run: {_first_line(error)}") from error
+    dist.destroy_process_group()
+
+
+def connect(
+    world_size: int, rank: int, device: torch.device, clock: Clock, *, backend: str | None, timeout_s: float
+) -> Transport:
     """Join the process group that the environment describes (MASTER_ADDR, MASTER_PORT as torchrun sets them)."""
     if world_size == 1 and backend is None:
         return LocalTransport()
@@ -322,5 +336,6 @@ def connect(world_size: int, rank: int, device: torch.device, *, backend: str | 
     except (RuntimeError, ValueError) as error:
         raise LostPeerError(f"cannot join the other {world_size - 1} ranks: {_first_line(error)}") from error
     if backend == "nccl":
-        return NcclTransport()
+        assert isinstance(clock, DeviceClock)
+        return NcclTransport(device, clock)
     return GlooTransport(timeout_s, stage=device.type == "cuda")

@@ -137,7 +137,7 @@ def _generate(text: str) -> Graph:
         if needed not in settings:
             raise MisuseError(f"generated:{text}: {needed} is missing, as in generated:nodes=100000,degree=30")
     nodes, degree = int(settings.pop("nodes")), float(settings.pop("average_degree"))
-    communities = settings.setdefault("communities", max(1, min(GeneratorSettings.communities, nodes // 100)))
+    communities = settings.setdefault("communities", max(4, min(GeneratorSettings.communities, nodes // 20)))
     settings.setdefault("classes", max(2, min(GeneratorSettings.classes, communities)))
     return generate_graph(nodes, degree, **settings)
 

@@ -197,13 +197,22 @@ def write_shards(
             "statistics": [part_statistics.to_json() for part_statistics in statistics],
         }
         (building / MANIFEST).write_text(json.dumps(manifest))
-        if folder.exists():
-            shutil.rmtree(folder)
-        building.rename(folder)
+        _install(building, folder, manifest)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
     return ShardSet(folder, manifest)
+
+
+def _install(building: Path, folder: Path, manifest: dict[str, Any]) -> None:
+    """Put the finished shards in place; another process may have put the same ones there meanwhile, and be using them."""
+    try:
+        building.rename(folder)  # replaces an empty folder, fails on any other
+    except OSError:
+        if (folder / MANIFEST).is_file() and json.loads((folder / MANIFEST).read_text()) == json.loads(json.dumps(manifest)):
+            shutil.rmtree(building)
+            return
+        raise
 
 
 def partition_statistics(graph: Graph, assignment: Int32Array) -> list[PartStatistics]:

@@ -43,8 +43,8 @@ def prepare_shards(
     graph = load_graph(spec, symmetrise=symmetrise)
     if parts > graph.nodes:
         raise MisuseError(f"{parts} ranks for the {graph.nodes} nodes of '{graph.name}': allowed are 1 to {graph.nodes}")
-    description = {"method": method, "objective": objective, "balance": balance, "seed": seed}
-    key = hashlib.sha256("\n".join(map(str, (*description.values(), _file_key(method)))).encode()).hexdigest()[:10]
+    description = {"method": method, "objective": objective, "balance": balance, "seed": seed, "file": _file_key(method)}
+    key = hashlib.sha256("\n".join(map(str, description.values())).encode()).hexdigest()[:10]
     target = folder or shard_cache() / f"{graph.name}-{graph.fingerprint[:12]}" / f"{parts}-{method_name(method)}-{key}"
     if (target / MANIFEST).is_file():
         shards = open_shards(target)
@@ -52,6 +52,8 @@ def prepare_shards(
             return shards
         if folder is not None:
             raise MisuseError(f"{folder} holds the shards of another partition; choose another folder or remove it")
+    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise MisuseError(f"{folder} exists and holds no shards; choose a new or empty folder")
     return _cut(graph, parts, description, target, report)
 
 
@@ -61,7 +63,7 @@ def method_name(method: str) -> str:
 
 
 def _file_key(method: str) -> str:
-    """What a partition file holds, so that a changed file is a different partition."""
+    """A digest of the partition file, if there is one: a changed file is a different partition."""
     path = Path(method)
     return hashlib.sha256(path.read_bytes()).hexdigest() if method_name(method) == "file" and path.is_file() else ""
 

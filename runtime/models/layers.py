@@ -110,7 +110,7 @@ def build_layer(name: str, dim_in: int, dim_out: int, options: dict[str, Any]) -
         raise MisuseError(f"model.layer '{name}' cannot be imported: {error}") from error
     try:
         layer = layer_class(dim_in, dim_out, **options)
-    except TypeError as error:
+    except Exception as error:  # whatever a user's constructor raises
         raise MisuseError(f"model.layer '{name}' does not take ({dim_in}, {dim_out}, {options}): {error}") from error
     return PyGLayer(layer) if _is_pyg_convolution(layer) else layer
 

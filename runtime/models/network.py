@@ -54,9 +54,10 @@ class GraphNetwork(nn.Module):
         return norm
 
     def layer_parameters(self, index: int) -> list[nn.Parameter]:
-        """The parameters whose gradients travel in the bucket of layer `index`, in a fixed order."""
+        """The parameters whose gradients travel in the bucket of layer `index`, in a fixed order; frozen ones do not."""
         norm = self.norm(index)
-        return [*self.layers[index].parameters(), *([] if norm is None else norm.parameters())]
+        parameters = [*self.layers[index].parameters(), *([] if norm is None else norm.parameters())]
+        return [parameter for parameter in parameters if parameter.requires_grad]
 
     def specs(self) -> tuple[LayerSpec, ...]:
         """The shapes as programs see them."""
@@ -84,14 +85,14 @@ class GraphNetwork(nn.Module):
 class GradientBuckets:
     """One flat gradient tensor a layer, each parameter's ``grad`` a view of it; the last one has a slot for the loss."""
 
-    def __init__(self, network: GraphNetwork) -> None:
+    def __init__(self, network: GraphNetwork, dtype: torch.dtype, device: torch.device) -> None:
         self.flat: list[Tensor] = []
         self._views: dict[nn.Parameter, Tensor] = {}
         last = network.shape.layers - 1
         for index in range(network.shape.layers):
             parameters = network.layer_parameters(index)
             size = sum(parameter.numel() for parameter in parameters)
-            flat = parameters[0].new_zeros(size + (1 if index == last else 0)).detach()
+            flat = torch.zeros(size + (1 if index == last else 0), dtype=dtype, device=device)
             offset = 0
             for parameter in parameters:
                 view = flat[offset : offset + parameter.numel()].view_as(parameter)
@@ -107,7 +108,3 @@ class GradientBuckets:
     def loss(self) -> Tensor:
         """Scalar view: the sum of the losses of the rank's training rows, over all ranks once reduced."""
         return self.flat[-1][-1]
-
-    def zero(self) -> None:
-        for flat in self.flat:
-            flat.zero_()

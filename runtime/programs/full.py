@@ -32,6 +32,7 @@ from halocast.traces.workload import LayerSpec, RankView
 
 FORWARD, BACKWARD = Direction.FORWARD, Direction.BACKWARD
 Steps = Generator[Operation, Any, None]
+Backward = Generator[Operation, Any, Any]
 
 FEATURES = "features"
 """Static buffer: raw feature rows [ALL]."""
@@ -64,8 +65,7 @@ class FullGraph:
         yield Free(name=last.output)
         flights = []
         for layer in reversed(layers):
-            yield from layer.backward()
-            flight = yield from layer.reduce_gradients()
+            flight = yield from layer.backward()
             flights.append((layer, flight))
         for layer, flight in flights:
             if flight is not NOTHING_TO_REDUCE:
@@ -235,8 +235,11 @@ class LayerProgram:
 
     # -- backward -----------------------------------------------------------------------------------------------
 
-    def backward(self) -> Steps:
-        """From the output's gradient to the weights' and, above layer 0, the input's; frees what it has used up."""
+    def backward(self) -> Backward:
+        """From the output's gradient to the weights' and, above layer 0, the input's; frees what it has used up.
+
+        Returns the flight of the layer's all-reduce, started as soon as its gradients are there.
+        """
         if self.has_epilogue:
             yield self.transform(Stage.ACTIVATION, BACKWARD, self.schedule.rows)
         if self.has_preactivation:
@@ -245,31 +248,34 @@ class LayerProgram:
             yield Free(self.index, name=self.output)
         order = self.schedule.order
         if order is Order.AGGREGATED_ONCE:
-            yield self.transform(Stage.WEIGHTS, BACKWARD, self.schedule.rows)
+            reduction = yield from self.weights(self.schedule.rows)
         elif order is Order.TRANSFORM_FIRST:
-            yield from self.backward_transform_first()
+            reduction = yield from self.backward_transform_first()
         elif order is Order.AGGREGATE_FIRST:
-            yield from self.backward_aggregate_first()
+            reduction = yield from self.backward_aggregate_first()
         else:
-            yield from self.apply_backward()
+            reduction = yield from self.apply_backward()
         yield Free(self.index, name=self.gradient)
+        return reduction
 
-    def backward_aggregate_first(self) -> Steps:
+    def weights(self, part: Part, gradient: str | None = None) -> Backward:
+        """The matrices' gradients, and at once their sum over ranks."""
+        yield self.transform(Stage.WEIGHTS, BACKWARD, part, gradient=gradient)
+        return (yield from self.reduce_gradients())
+
+    def backward_aggregate_first(self) -> Backward:
         inner = f"dm{self.index}"
-        if not self.schedule.needs_input_gradient:
-            yield self.transform(Stage.WEIGHTS, BACKWARD, Part.OWN)
-            yield Free(self.index, name=self.aggregated)
-            return
         if not self.schedule.sends_backward:
-            yield self.transform(Stage.WEIGHTS, BACKWARD, Part.OWN)
+            reduction = yield from self.weights(Part.OWN)
             yield Free(self.index, name=self.aggregated)
-            yield self.keep(inner, Part.OWN, self.spec.dim_in)
-            yield self.transform(Stage.INPUTS, BACKWARD, Part.OWN, target=inner)
-            yield self.keep(self.input_gradient, self.gradient_rows, self.spec.dim_in)
-            yield self.aggregate(BACKWARD, self.gradient_rows, inner, self.input_gradient)
-            yield from self.add_self_inputs()
-            yield Free(self.index, name=inner)
-            return
+            if self.schedule.needs_input_gradient:
+                yield self.keep(inner, Part.OWN, self.spec.dim_in)
+                yield self.transform(Stage.INPUTS, BACKWARD, Part.OWN, target=inner)
+                yield self.keep(self.input_gradient, self.gradient_rows, self.spec.dim_in)
+                yield self.aggregate(BACKWARD, self.gradient_rows, inner, self.input_gradient)
+                yield from self.add_self_inputs()
+                yield Free(self.index, name=inner)
+            return reduction
         yield self.keep(inner, Part.OWN, self.spec.dim_in)
         yield self.keep(self.input_gradient, Part.ALL, self.spec.dim_in)
         yield self.transform(Stage.INPUTS, BACKWARD, Part.MARGINAL, target=inner)
@@ -279,11 +285,12 @@ class LayerProgram:
         yield self.aggregate(BACKWARD, Part.OWN, inner, self.input_gradient)
         yield Free(self.index, name=inner)
         yield from self.add_self_inputs()
-        yield self.transform(Stage.WEIGHTS, BACKWARD, Part.OWN)
+        reduction = yield from self.weights(Part.OWN)
         yield Free(self.index, name=self.aggregated)
         yield from self.receive_boundary_gradients(flight, self.input_gradient)
+        return reduction
 
-    def backward_transform_first(self) -> Steps:
+    def backward_transform_first(self) -> Backward:
         inner = f"dp{self.index}"
         yield self.keep(inner, self.projected_rows, self.spec.dim_out)
         if self.schedule.sends_backward:
@@ -295,26 +302,28 @@ class LayerProgram:
         else:
             rows = self.projected_rows
             yield self.aggregate(BACKWARD, rows, self.gradient, inner)
-        yield self.transform(Stage.WEIGHTS, BACKWARD, rows, gradient=inner)
+        reduction = yield from self.weights(rows, gradient=inner)
         if self.schedule.needs_input_gradient:
             yield self.keep(self.input_gradient, self.gradient_rows, self.spec.dim_in)
             yield self.transform(Stage.INPUTS, BACKWARD, rows, gradient=inner, target=self.input_gradient)
             yield from self.add_self_inputs()
         yield Free(self.index, name=inner)
+        return reduction
 
-    def apply_backward(self) -> Steps:
-        if not self.schedule.needs_input_gradient:  # the same pieces as forward
-            for part in (Part.MARGINAL, Part.CENTRAL) if self.schedule.sends_forward else (Part.OWN,):
-                yield self.apply(BACKWARD, part, self.gradient, "")
-            return
-        yield self.keep(self.input_gradient, Part.ALL, self.spec.dim_in)
-        if not self.schedule.sends_backward:
-            yield self.apply(BACKWARD, Part.OWN, self.gradient, self.input_gradient)
-            return
-        yield self.apply(BACKWARD, Part.MARGINAL, self.gradient, self.input_gradient)
-        flight = yield from self.send_halo_gradients(self.input_gradient)
-        yield self.apply(BACKWARD, Part.CENTRAL, self.gradient, self.input_gradient)
-        yield from self.receive_boundary_gradients(flight, self.input_gradient)
+    def apply_backward(self) -> Backward:
+        target = self.input_gradient if self.schedule.needs_input_gradient else ""
+        if target:
+            yield self.keep(target, Part.ALL, self.spec.dim_in)
+        if not self.schedule.sends_forward:
+            yield self.apply(BACKWARD, Part.OWN, self.gradient, target)
+            return (yield from self.reduce_gradients())
+        yield self.apply(BACKWARD, Part.MARGINAL, self.gradient, target)
+        flight = (yield from self.send_halo_gradients(target)) if self.schedule.sends_backward else None
+        yield self.apply(BACKWARD, Part.CENTRAL, self.gradient, target)
+        reduction = yield from self.reduce_gradients()
+        if self.schedule.sends_backward:
+            yield from self.receive_boundary_gradients(flight, target)
+        return reduction
 
     def add_self_inputs(self) -> Steps:
         """The row's own path around the aggregation: the self weight and the skip connection."""
@@ -329,7 +338,7 @@ class LayerProgram:
         halo_is_recomputed = self.view.world_size > 1 and not self.schedule.sends_backward
         return Part.ALL if halo_is_recomputed else Part.OWN
 
-    def reduce_gradients(self) -> Generator[Operation, Any, Any]:
+    def reduce_gradients(self) -> Backward:
         """Start summing the layer's gradients over ranks; the last layer's bucket carries the loss as well."""
         if self.view.world_size == 1:
             return NOTHING_TO_REDUCE
@@ -394,7 +403,6 @@ class LayerProgram:
                 peer=peer,
                 source=self.gradient_wire,
                 target=gradients,
-                accumulate=True,
             )
         yield Free(self.index, BACKWARD, name=self.gradient_wire)
 

@@ -33,11 +33,6 @@ class LayerSchedule:
     labelled_only: bool
     """Whether its backward exchange carries only halo rows that have a labelled neighbour."""
 
-    @property
-    def inputs(self) -> Part:
-        """Rows of the layer's input that it reads on this rank (after the exchange, if there is one)."""
-        return self.rows if self.order is Order.AGGREGATED_ONCE else Part.ALL
-
     def exchange_dim(self, dim_in: int, dim_out: int) -> int:
         """Width of the rows the layer's exchanges carry."""
         return dim_out if self.order is Order.TRANSFORM_FIRST else dim_in

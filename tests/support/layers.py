@@ -36,3 +36,15 @@ class NoisyMax(GraphLayer):
         index = target.unsqueeze(1).expand_as(rows)
         largest = torch.full((block.targets, rows.shape[1]), -4.0, dtype=h.dtype).scatter_reduce(0, index, rows, "amax")
         return largest + self.own(block.own_inputs(h))
+
+
+class FrozenScale(GraphLayer):
+    """A linear map of the row itself, its bias frozen."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim_in, dim_out)
+        self.linear.bias.requires_grad_(False)
+
+    def forward(self, block: Block, h: Tensor) -> Tensor:
+        return self.linear(block.own_inputs(h))  # type: ignore[no-any-return]

@@ -45,6 +45,8 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     console = Console()
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a layer of one's own is found as `python -m` would find it
     try:
         if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
             raise MisuseError(f"unknown command '{arguments[0]}'{nearest(arguments[0], COMMANDS)}")
@@ -61,6 +63,10 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        failure, code = f"{error.strerror or error}{where}; what was written so far is kept", CRASHED
+        _show_traceback(debug)
     except Exception as error:  # noqa: BLE001 - the last resort: one line, and the way to learn more
         text = " ".join(str(error).split())
         failure, code = f"{type(error).__name__}: {text} (a bug; see more with --debug)", CRASHED

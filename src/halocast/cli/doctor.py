@@ -53,8 +53,8 @@ def diagnose() -> list[Finding]:
     from halocast import __version__
     from halocast.runtime.graph.store import shard_cache
     from halocast.runtime.testbed import testbed_available
+    from halocast.runtime.worker import usable_cores
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     reason = testbed_available()
     cache = shard_cache()
@@ -62,7 +62,7 @@ def diagnose() -> list[Finding]:
     free = shutil.disk_usage(existing).free
     findings = [
         Finding("halocast", f"{__version__} on Python {platform.python_version()}, {platform.platform()}", ok=True),
-        Finding("torch", f"{torch.__version__}, {torch.get_num_threads()} threads, {cores} cores", ok=True),
+        Finding("torch", f"{torch.__version__}, {torch.get_num_threads()} threads, {usable_cores()} cores", ok=True),
         _kernels(),
         Finding("gloo", "available" if dist.is_gloo_available() else "missing in this torch", ok=dist.is_gloo_available()),
         Finding("cuda", ", ".join(gpus) or "no GPU seen by torch; training runs on the CPU", ok=bool(gpus), needed=False),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -119,8 +121,10 @@ def _document(run: str, resumed: Path | None) -> tuple[dict[str, Any], str]:
     if resumed is not None:
         path = resumed / "config.toml"
         document = read_run_file(path)
-        if run and not run.endswith(".toml") and run != document.get("graph"):
-            raise MisuseError(f"--resume: {resumed} trains on '{document.get('graph')}', not '{run}'")
+        if run and run != document.get("graph"):
+            raise MisuseError(
+                f"--resume goes on with {path}, which trains on '{document.get('graph')}', not '{run}'; leave '{run}' out"
+            )
         return document, str(path)
     if not run:
         raise MisuseError("name a graph or a run file: halocast train debian (see halocast datasets)")
@@ -143,18 +147,23 @@ def _train_as_rank(config: Any, out: Path | None, context: Any, console: Console
         raise MisuseError(f"under {context.launcher} name the run folder with --out, on a disk that every rank sees")
     if config.ranks != context.world_size:
         raise MisuseError(f"ranks = {config.ranks}, but {context.launcher} started {context.world_size}; leave --ranks out")
-    code = 0
     try:
-        result = train_as_rank(config, out, context, resume=resume, force=force)
+        with ExitStack() as stack:
+            emit = stack.enter_context(console.training(config.training.epochs)) if context.rank == 0 else _silent
+            result = train_as_rank(config, out, context, resume=resume, force=force, emit=emit)
         if result is not None:
             console.document(result)
             report_result(console, result)
-    except HalocastError as error:
-        console.error(f"rank {context.rank}: {error}")
-        code = error.exit_code
-    if code:
-        os._exit(code)  # threads that wait for a vanished peer must not keep the process
-    return code
+    except BaseException as error:  # noqa: BLE001 - one line for whatever it is, then leave at once
+        known = isinstance(error, HalocastError)
+        console.error(f"rank {context.rank}: {error if known else f'{type(error).__name__}: {error}'}")
+        sys.stdout.flush()
+        os._exit(error.exit_code if isinstance(error, HalocastError) else 1)  # do not wait for threads that wait for a peer
+    return 0
+
+
+def _silent(event: dict[str, Any]) -> None:
+    pass
 
 
 def _dry_run(config: Any, console: Console) -> int:

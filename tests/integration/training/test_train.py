@@ -139,6 +139,23 @@ def test_resume_reproduces_the_unbroken_run_bit_for_bit(tmp_path: Path) -> None:
         assert (value == states[1][name]).all(), name
 
 
+def test_a_refused_resume_keeps_the_result_and_says_what_differs(tmp_path: Path) -> None:
+    train(tmp_path, "--epochs", "3", "--out", "run")
+    result = (tmp_path / "run" / "result.json").read_text()
+    finished = halocast("train", "--out", "run", "--resume", "--seed", "5", cwd=tmp_path, check=2)
+    assert finished.stderr.strip().splitlines()[-1].endswith("is of another run (seed 0 → 5); use another --out")
+    assert (tmp_path / "run" / "result.json").read_text() == result
+    finished = halocast("train", "other.toml", "--out", "run", "--resume", cwd=tmp_path, check=2)
+    assert "leave 'other.toml' out" in finished.stderr
+
+
+def test_more_epochs_asked_for_at_a_resume_are_remembered(tmp_path: Path) -> None:
+    train(tmp_path, "--epochs", "3", "--out", "run")
+    halocast("train", "--out", "run", "--resume", "--epochs", "5", cwd=tmp_path)
+    assert len(pd.read_csv(tmp_path / "run" / "metrics.csv")) == 5
+    assert "epochs = 5" in (tmp_path / "run" / "config.toml").read_text()
+
+
 def _state(folder: Path) -> dict[str, Any]:
     from torch.distributed.checkpoint.format_utils import _EmptyStateDictLoadPlanner
     from torch.distributed.checkpoint.state_dict_loader import _load_state_dict

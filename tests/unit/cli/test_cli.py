@@ -71,6 +71,24 @@ def test_an_existing_run_folder_is_never_overwritten(tmp_path: Path, capsys: pyt
     assert (folder / "thesis.txt").read_text() == "years of work"
 
 
+def test_a_folder_that_holds_something_else_is_not_taken_for_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "thesis.txt").write_text("years of work")
+    assert run(["partition", GRAPH, "--parts", "2", "--out", "data"]) == 2
+    assert "data exists and holds no shards" in capsys.readouterr().err
+    assert (tmp_path / "data" / "thesis.txt").read_text() == "years of work"
+
+
+def test_force_removes_the_old_run_only_once_the_new_one_can_start(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "config.toml").write_text("")
+    (folder / "result.json").write_text("{}")
+    assert run(["train", "debain", "--out", "mine", "--force"]) == 2
+    assert run(["train", GRAPH, "--ranks", "61", "--out", "mine", "--force"]) == 2
+    assert (folder / "result.json").exists()
+
+
 def test_dry_run_prints_memory_and_bytes_per_rank_and_trains_nothing(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

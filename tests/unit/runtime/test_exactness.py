@@ -128,6 +128,29 @@ def test_a_layer_of_the_users_own_and_a_pyg_convolution(tmp_path: Path) -> None:
             assert largest_relative_error(answers[0].gradients, expected[0].gradients) <= 1e-12
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("keep", [True, False])
+def test_an_opaque_layer_on_sparse_features(keep: bool, parts: int, tmp_path: Path) -> None:
+    model = {"layer": "tests.support.layers:OpaqueSAGE", "layers": 2, "hidden": 8, "dropout": 0.3}
+    config = run_config(parts, model=model, method={"exact": {"keep_halo_features": keep}}, dtype="float64")
+    case = random_case(parts, sparse=True)
+    answers, _ = train_one_epoch(case, config, tmp_path / "shards")
+    same = config.model_copy(update={"model": config.model.model_copy(update={"layer": "sage"})})
+    loss, gradients = reference_epoch(case, same)
+    assert answers[0].loss == pytest.approx(loss, rel=1e-12)
+    assert largest_relative_error(answers[0].gradients, gradients) <= 1e-12
+
+
+def test_frozen_and_missing_parameters(tmp_path: Path) -> None:
+    """A layer without parameters, and one with a frozen one, train beside others."""
+    model = {"layer": "tests.support.layers:FrozenScale", "layers": 1, "hidden": 8}
+    config = run_config(2, model=model, dtype="float64")
+    case = random_case(2)
+    answers, _ = train_one_epoch(case, config, tmp_path / "shards")
+    assert answers[0].gradients.keys() == {"layers.0.linear.weight"}
+    assert float(answers[0].gradients["layers.0.linear.weight"].abs().sum()) > 0
+
+
 def test_an_opaque_layer_equals_the_built_in_one(tmp_path: Path) -> None:
     """An opaque copy of GraphSAGE goes through autograd; the reference is the dense model."""
     model = {"layer": "tests.support.layers:OpaqueSAGE", "layers": 3, "hidden": 8, "dropout": 0.3, "norm": "layer"}

@@ -32,8 +32,7 @@ class Synchronous:
         work = Work(rows=view.part.labelled, dim_in=width, dim_out=width)
         yield Loss(last.index, work=work, source=last.output, target=last.gradient)
         for layer in reversed(layers):
-            yield from layer.backward()
-            flight = yield from layer.reduce_gradients()
+            flight = yield from layer.backward()
             yield Wait(layer.index, Direction.BACKWARD, flight=flight)
         yield Step()
 
