@@ -429,7 +429,7 @@ class _LineReader:
     def __exit__(self, *_: object) -> None:
         self._selector.close()
         self._pipe.close()
-        self._log.write(self._partial)
+        self._keep(self._partial)
         self._log.close()
 
     def pump(self, wait_s: float) -> None:
@@ -446,10 +446,14 @@ class _LineReader:
         if self._partial:
             self._on_line(self._partial.decode(errors="replace"))
 
+    def _keep(self, text: bytes) -> None:
+        with suppress(OSError):  # a full disk stops the ranks, which say so; a log line is not worth more
+            self._log.write(text)
+
     def _read(self) -> None:
         data = os.read(self._pipe.fileno(), 65_536)
         self._open = bool(data)
         *lines, self._partial = (self._partial + data).split(b"\n")
         for line in lines:
-            self._log.write(line + b"\n")  # whole lines: the rank's standard error goes to the same file
+            self._keep(line + b"\n")  # whole lines: the rank's standard error goes to the same file
             self._on_line(line.decode(errors="replace").rstrip("\r"))

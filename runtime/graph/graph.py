@@ -230,6 +230,8 @@ def validate(graph: Graph, source: str | None = None) -> Graph:
     _check_features(graph, where)
     _check_labels(graph, where)
     _check_masks(graph, where)
+    if graph.metric == "roc_auc" and not graph.multilabel and graph.classes != 2:
+        raise GraphError(f"{where}: metric 'roc_auc' of single labels needs 2 classes, not {graph.classes}; use accuracy")
     return graph
 
 
