@@ -80,6 +80,8 @@ def kill_once(run: list[str], marker: str, environment: dict[str, str], dice: ra
     stopped = time.monotonic() - killed
     lines = [line for line in error.splitlines() if line.startswith("halocast: ")]
     problems = []
+    if not error.endswith(f"{lines[-1]}\n" if lines else "\n") or "Traceback" in error:
+        problems.append(f"more than one line: {error[-300:]}")
     if launcher.returncode != 1 or len(lines) != 1 or f"rank {victim} was killed by signal 9" not in lines[0]:
         problems.append(f"exit {launcher.returncode}, lines {lines}")
     if left := processes(marker):

@@ -12,6 +12,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+PIPE_WIDTH = 180
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -21,7 +22,8 @@ class Console:
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
         self._err = RichConsole(stderr=True, highlight=False)
-        self._out = RichConsole(highlight=False)
+        # a pipe has no width of its own: do not fold tables for it
+        self._out = RichConsole(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
     def error(self, message: str) -> None:
         """One line, whatever its length, so that it can be found and cut."""
@@ -50,8 +52,7 @@ class Console:
             table.add_column(column, justify="left" if number < text_columns else "right", overflow="fold")
         for row in rows:
             table.add_row(*row)
-        width = None if self._out.is_terminal else 160
-        self._out.print(table, markup=False, width=width)
+        self._out.print(table, markup=False)
 
     def closing(self, files: dict[str, str], next_command: str) -> None:
         """What every command ends with: the files it wrote and what to do next."""
