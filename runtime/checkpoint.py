@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import warnings
@@ -41,11 +42,12 @@ class RunIdentity:
     dtype: str
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """``name: theirs → ours`` for each part that differs."""
+        """``name theirs → ours`` for each setting that differs."""
+        ours, theirs = _leaves(json.loads(json.dumps(asdict(self)))), _leaves(other)
         return [
-            f"{name} {other.get(name)!r} → {value!r}"
-            for name, value in json.loads(json.dumps(asdict(self))).items()
-            if other.get(name) != value
+            f"{name} {theirs.get(name)!r} → {ours.get(name)!r}"
+            for name in {**theirs, **ours}
+            if theirs.get(name) != ours.get(name)
         ]
 
 
@@ -82,7 +84,7 @@ def save_checkpoint(folder: Path, identity: RunIdentity, progress: Progress, sta
                 shutil.rmtree(old, ignore_errors=True)
     except (OSError, CheckpointException) as error:
         shutil.rmtree(building, ignore_errors=True)
-        raise RunError(f"cannot write checkpoint {final}: {_cause(error)}; earlier checkpoints are intact") from error
+        raise RunError(f"cannot write checkpoint {final}: {_cause(error)}") from error
     return final
 
 
@@ -138,9 +140,18 @@ def initialize_optimizer(optimizer: torch.optim.Optimizer) -> None:
         group["lr"], group["weight_decay"] = rate, decay
 
 
+def _leaves(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    leaves: dict[str, Any] = {}
+    for key, value in document.items():
+        leaves.update(_leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return leaves
+
+
 def _cause(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    for line in text:
-        if "No space left" in line:
-            return "no space left on the disk"
-    return text[0] if text else type(error).__name__
+    """One line: what went wrong underneath, where torch wraps it."""
+    if isinstance(error, CheckpointException):
+        error = next((failure[0] for failure in error.failures.values()), error)
+    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in str(error):
+        return "no space left on the disk"
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -64,6 +65,8 @@ def train(
             on_line=lambda line: _forward(line, emit),
             port=config.port or None,
         )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted{_way_out(run_folder)}") from None
     except RankFailure as error:
         if error.exit_code == MisuseError.exit_code:
             raise
@@ -144,7 +147,7 @@ def find_shards(config: RunConfig, report: Callable[[str], None]) -> ShardSet:
 def open_run_folder(config: RunConfig, folder: Path | None, *, resume: bool, force: bool) -> RunFolder:
     """The folder to write to; raises MisuseError where that would overwrite something, or there is nothing to resume."""
     if folder is None:
-        return RunFolder(_new_folder(f"{Path(config.graph.split(':')[-1]).stem[:40]}-{config.method.name}-{config.ranks}"))
+        return RunFolder(_new_folder(f"{_short_name(config.graph)}-{config.method.name}-{config.ranks}"))
     run_folder = RunFolder(folder)
     if resume:
         if not run_folder.config.is_file():
@@ -156,6 +159,13 @@ def open_run_folder(config: RunConfig, folder: Path | None, *, resume: bool, for
         if not run_folder.config.is_file():
             raise MisuseError(f"--force: {folder} is not a run folder (it has no config.toml); remove it yourself")
     return run_folder
+
+
+def _short_name(graph: str) -> str:
+    """What a shell need not quote: ``generated:nodes=9,...`` is generated, ``pyg:Planetoid/Cora`` Cora."""
+    scheme, _, rest = graph.partition(":")
+    name = scheme if scheme == "generated" or not rest else rest
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", Path(name.partition("+")[0]).stem)[:40] or "graph"
 
 
 def _new_folder(stem: str) -> Path:
@@ -210,8 +220,8 @@ def read_result(folder: RunFolder) -> dict[str, Any]:
 
 def _way_out(folder: RunFolder) -> str:
     saved = any(folder.checkpoints.glob("epoch-*")) if folder.checkpoints.is_dir() else False
-    way_out = f"go on with --out {folder.path} --resume" if saved else "no checkpoint had been written yet"
-    return f"; log in {folder.logs}, {way_out}"
+    way_out = f"go on with halocast train --out {folder.path} --resume" if saved else "there was no checkpoint yet"
+    return f"; logs in {folder.logs}; {way_out}"
 
 
 def allocator_environment() -> dict[str, str]:

@@ -168,7 +168,7 @@ class Trainer:
         if math.isnan(score):  # no validation rows: nothing to be patient about
             return
         if progress.best_validation is None or score > progress.best_validation:
-            progress.best_validation, progress.best_epoch = score, progress.epoch
+            progress.best_validation, progress.best_epoch = score, progress.epoch - 1
             progress.evaluations_without_gain = 0
         else:
             progress.evaluations_without_gain += 1

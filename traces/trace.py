@@ -309,12 +309,13 @@ class SchemaVersion(BaseModel):
     schema_version: PositiveInt
 
 
-def read_trace(folder: Path) -> Trace:
+def read_trace(folder: Path | str) -> Trace:
     """Read the trace in `folder`, or in the ``trace`` folder of a run folder.
 
     Parts that are unfinished or damaged are left out with a note. Spans that a resumed run executed again replace
     those of the run before. Raises MisuseError for what is no trace and for a newer schema.
     """
+    folder = Path(folder)
     if not (folder / MANIFEST).exists() and (folder / "trace").is_dir():
         folder = folder / "trace"
     manifest = read_manifest(folder)

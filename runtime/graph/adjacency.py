@@ -61,7 +61,7 @@ def check_symmetric(first: IntArray, second: IntArray, nodes: int, source: str) 
         raise GraphError(
             f"{source}: edges are not symmetric: {u} -> {v} (edge {at}) has no {v} -> {u} "
             f"({int(missing.sum())} such edges of {first.size}); "
-            "to take every edge as undirected pass symmetrise=True (--set symmetrise=true)"
+            "to take every edge as undirected pass symmetrise=True (--symmetrise)"
         )
 
 

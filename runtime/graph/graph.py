@@ -281,7 +281,7 @@ def _check_symmetry(graph: Graph, rows: IntArray, where: str) -> None:
     u, v = int(rows[at]), int(graph.indices[at])
     raise GraphError(
         f"{where}: edges are not symmetric: {u} -> {v} has no {v} -> {u}; "
-        "to take every edge as undirected load with symmetrise=True (--set symmetrise=true)"
+        "to take every edge as undirected load with symmetrise=True (--symmetrise)"
     )
 
 

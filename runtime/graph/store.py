@@ -93,5 +93,5 @@ def _cut(graph: Graph, parts: int, description: dict[str, object], target: Path,
         )
     except OSError as error:
         raise RunError(
-            f"cannot write shards to {target}: {error.strerror}; set HALOCAST_CACHE to a folder with space"
+            f"cannot write shards to {target}: {error.strerror or error}; set HALOCAST_CACHE to a folder with space"
         ) from error

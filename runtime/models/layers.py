@@ -107,12 +107,22 @@ def build_layer(name: str, dim_in: int, dim_out: int, options: dict[str, Any]) -
     try:
         layer_class = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
-        raise MisuseError(f"model.layer '{name}' cannot be imported: {error}") from error
+        remedy = "; pip install torch_geometric" if module_name.startswith("torch_geometric") else ""
+        raise MisuseError(f"model.layer '{name}' cannot be imported: {error}{remedy}") from error
     try:
         layer = layer_class(dim_in, dim_out, **options)
-    except Exception as error:  # whatever a user's constructor raises
+    except TypeError as error:
         raise MisuseError(f"model.layer '{name}' does not take ({dim_in}, {dim_out}, {options}): {error}") from error
-    return PyGLayer(layer) if _is_pyg_convolution(layer) else layer
+    except Exception as error:  # whatever a user's constructor raises
+        raise MisuseError(f"model.layer '{name}' raised {type(error).__name__}: {error}") from error
+    if not _is_pyg_convolution(layer):
+        module: nn.Module = layer
+        return module
+    if getattr(layer, "add_self_loops", False):
+        raise MisuseError(
+            f"model.layer '{name}' would add self loops between unrelated rows; use --set model.options.add_self_loops=false"
+        )
+    return PyGLayer(layer)
 
 
 def _is_pyg_convolution(layer: object) -> bool:

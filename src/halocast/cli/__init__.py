@@ -22,6 +22,8 @@ app = App(
     help="Train a graph neural network on a whole graph across many devices, and record what it did.",
     version=__version__,
     help_format="rst",
+    help_epilogue="--debug, with any command, adds the traceback to an error.",
+    suppress_keyboard_interrupt=False,
 )
 COMMANDS = {
     "demo": "Train on the graph that ships with halocast, and draw what happened.",
@@ -58,8 +60,8 @@ def run(arguments: list[str]) -> int:
     except CycloptsError as error:
         failure, code = " ".join(str(error).split()), MisuseError.exit_code
         _show_traceback(debug)
-    except KeyboardInterrupt:
-        failure, code = "interrupted; what was written so far is kept", INTERRUPTED
+    except KeyboardInterrupt as error:
+        failure, code = str(error) or "interrupted; what was written so far is kept", INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

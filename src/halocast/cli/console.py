@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 
 PIPE_WIDTH = 180
 UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -71,13 +71,11 @@ class TrainingProgress:
     def __init__(self, console: RichConsole, epochs: int) -> None:
         self._console, self._epochs = console, epochs
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            TextColumn("eta", table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
             console=console,
             disable=not console.is_terminal,
             transient=False,
@@ -107,8 +105,9 @@ class TrainingProgress:
 
     def _epoch(self, event: dict[str, Any]) -> None:
         if "val" in event:
-            self._scores = f"train {event['train']:.4f} val {event['val']:.4f} test {event['test']:.4f}"
-        status = f"loss {event['loss']:.4f}  {1000 * event['epoch_seconds']:.1f} ms/epoch  {self._scores}"
+            splits = ("train", "val", "test") if self._console.width >= 110 or not self._console.is_terminal else ("val",)
+            self._scores = " ".join(f"{split} {event[split]:.4f}" for split in splits)
+        status = f"loss {event['loss']:.4f}  {1000 * event['epoch_seconds']:.1f} ms  {self._scores}"
         if not self._console.is_terminal:
             if "val" in event:
                 self._say(f"epoch {event['epoch'] + 1}/{self._epochs}  {status}")

@@ -72,7 +72,7 @@ def diagnose() -> list[Finding]:
     ]
     for extra, module in (("pyg", "torch_geometric"), ("ogb", "ogb")):
         found = importlib.util.find_spec(module) is not None
-        state = "installed" if found else f"not installed; pip install 'halocast[{extra}]' to load its graphs"
+        state = "installed" if found else f"not installed; pip install 'halocast[{extra}]' for its graphs and layers"
         findings.append(Finding(f"extra {extra}", state, found, needed=False))
     return findings
 

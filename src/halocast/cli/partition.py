@@ -47,7 +47,7 @@ def partition(
     json:
         One JSON document on standard output.
     """
-    from halocast.runtime.config import resolve
+    from halocast.runtime.config import PartitionConfig, resolve
     from halocast.runtime.graph.store import prepare_shards
 
     console = Console(as_json=json)
@@ -95,5 +95,8 @@ def partition(
         f"{totals['halo_rows']:,} halo rows in all ({totals['halo_rows'] / shards.graph['nodes']:.3f} a node), "
         f"{totals['cut_edges']:,} edges cut, at most {totals['max_send']:,} rows sent by one part"
     )
-    console.closing(files, f"halocast train {graph} --ranks {parts}")
+    defaults = PartitionConfig()
+    differing = {key: value for key, value in sections.items() if value != getattr(defaults, key)}
+    flags = "".join(f" --set partition.{key}={value}" for key, value in differing.items())
+    console.closing(files, f"halocast train {graph} --ranks {parts}{' --symmetrise' if symmetrise else ''}{flags}")
     return 0

@@ -37,7 +37,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["train", GRAPH, "--set", "partition.method=mettis"], "neither metis, random, contiguous nor a file"),
         (["train", GRAPH, "--hosts", "shapd:1gbit"], "shaped"),
         (["train", GRAPH, "--resume"], "--resume needs --out"),
-        (["train", "--out", "nothing", "--resume"], "cannot read run file nothing/config.toml"),
+        (["train", "--out", "nothing", "--resume"], "--resume: nothing is not a run folder"),
         (["train", "missing.toml"], "cannot read run file missing.toml"),
         (["train", "missing.npz"], "missing.npz"),
         (["train", GRAPH, "--device", "gpu"], "device = 'gpu' is not allowed"),
@@ -103,7 +103,7 @@ def test_dry_run_prints_memory_and_bytes_per_rank_and_trains_nothing(
         assert rank["memory"] == sum(rank[part] for part in parts)
         assert rank["exchange_per_epoch"] > 0
     assert run(["train", GRAPH, "--ranks", "2", "--dry-run"]) == 0
-    assert "nothing was trained" in capsys.readouterr().out
+    assert "Nothing was trained." in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
 
 
