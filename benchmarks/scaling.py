@@ -44,10 +44,10 @@ def measure(graph: str, model: str, arguments: list[str], epochs: int, norm: str
     return document
 
 
-def timings(graph: str, model: str, repeats: int, epochs: int) -> list[dict[str, Any]]:
-    rounds = [{name: measure(graph, model, arguments, epochs) for name, arguments in TIMINGS.items()} for _ in range(repeats)]
+def timings(graph: str, model: str, names: list[str], repeats: int, epochs: int) -> list[dict[str, Any]]:
+    rounds = [{name: measure(graph, model, TIMINGS[name], epochs) for name in names} for _ in range(repeats)]
     rows = []
-    for name in TIMINGS:
+    for name in names:
         medians = [each[name]["median_ms"] for each in rounds]
         ratios = [each[name]["median_ms"] / each[BASELINE]["median_ms"] for each in rounds]
         last = rounds[-1][name]
@@ -90,12 +90,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=11)
     parser.add_argument("--models", nargs="+", default=["gcn", "sage"])
+    parser.add_argument("--only", nargs="+", choices=TIMINGS, default=list(TIMINGS), metavar="NAME")
+    parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     document: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "graph": arguments.graph}
     for model in arguments.models:
-        document[f"timings_{model}"] = timings(arguments.graph, model, arguments.repeats, arguments.epochs)
-    for model in arguments.models:
+        document[f"timings_{model}"] = timings(arguments.graph, model, arguments.only, arguments.repeats, arguments.epochs)
+    for model in [] if arguments.no_memory else arguments.models:
         document[f"memory_{model}_{arguments.memory_graph}"] = memory(arguments.memory_graph, model, arguments.epochs)
     if arguments.out:
         arguments.out.write_text(json.dumps(document, indent=1) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,18 +44,35 @@ def prepare_shards(
     graph = load_graph(spec, symmetrise=symmetrise)
     if parts > graph.nodes:
         raise MisuseError(f"{parts} ranks for the {graph.nodes} nodes of '{graph.name}': allowed are 1 to {graph.nodes}")
-    description = {"method": method, "objective": objective, "balance": balance, "seed": seed, "file": _file_key(method)}
+    description: dict[str, object] = {
+        "method": method,
+        "objective": objective,
+        "balance": balance,
+        "seed": seed,
+        "file": _file_key(method),
+    }
     key = hashlib.sha256("\n".join(map(str, description.values())).encode()).hexdigest()[:10]
     target = folder or shard_cache() / f"{graph.name}-{graph.fingerprint[:12]}" / f"{parts}-{method_name(method)}-{key}"
     if (target / MANIFEST).is_file():
-        shards = open_shards(target)
-        if shards.fingerprint == graph.fingerprint and shards.parts == parts and shards.manifest["partition"] == description:
+        shards = _matching(target, graph, parts, description)
+        if shards is not None:
             return shards
         if folder is not None:
             raise MisuseError(f"{folder} holds the shards of another partition; choose another folder or remove it")
+        shutil.rmtree(target, ignore_errors=True)  # the cache's own, written by another version
     if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise MisuseError(f"{folder} exists and holds no shards; choose a new or empty folder")
     return _cut(graph, parts, description, target, report)
+
+
+def _matching(folder: Path, graph: Graph, parts: int, description: dict[str, object]) -> ShardSet | None:
+    """The shards in `folder` if they are these."""
+    try:
+        shards = open_shards(folder)
+    except MisuseError:
+        return None
+    found = (shards.fingerprint, shards.parts, shards.manifest["partition"])
+    return shards if found == (graph.fingerprint, parts, description) else None
 
 
 def method_name(method: str) -> str:
