@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 
 GRAPH = "generated:nodes=4000,degree=10,features=32,classes=6,communities=20,seed=5"
-START_S = 6.0
+START_S = 5.0
 """Kills fall within so many seconds of a start: during loading, joining, training, checkpoints."""
 
 

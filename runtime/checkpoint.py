@@ -72,6 +72,8 @@ def save_checkpoint(folder: Path, identity: RunIdentity, progress: Progress, sta
         if rank == 0:
             shutil.rmtree(building, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
+        if distributed:
+            dist.barrier()  # nobody may start to write while rank 0 still clears away what a killed run left
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of a missing process group, which one rank does not need
             save(state, checkpoint_id=building, no_dist=not distributed)
