@@ -208,7 +208,13 @@ class _Run:
         for rank, environment in enumerate(variables):
             self._start_rank(rank, command, environment, gated=hosts.shaped)
         if hosts.rate is not None:
-            self._link(hosts.rate)
+            try:
+                self._link(hosts.rate)
+            except (MisuseError, RunError, OSError):
+                self._observe()
+                if self._deaths():  # a rank that is gone has no namespace to link: name the rank, not the tool
+                    raise choose_cause(self._deaths()) from None
+                raise
 
     def supervise(self, timeout_s: float | None) -> None:
         """Wait until all ranks have ended well; raise RankFailure as soon as that cannot be."""
