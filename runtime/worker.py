@@ -128,9 +128,11 @@ def run_rank(
     if manifest is not None and transport.rank == 0:
         write_manifest(folder.trace, manifest)
     meter.training_starts()
-    trainer.train()
-    if writer is not None:
-        writer.close()
+    try:
+        trainer.train()
+    finally:  # a failure too leaves what was recorded up to it
+        if writer is not None:
+            writer.close()
     footprints = transport.share("footprint", meter.read().to_json())
     summaries = transport.share("bytes", _wire_bytes(session.executor.view.world_size, _summarize(config, session)))
     if transport.rank == 0:

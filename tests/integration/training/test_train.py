@@ -178,6 +178,7 @@ def test_a_killed_rank_stops_all_with_one_line_and_leaves_a_trace_that_reads(vic
         text=True,
     )
     ranks = _wait_for_ranks(launcher.pid, 2, tmp_path / "run" / "checkpoints")
+    _wait_for_parts(tmp_path / "run" / "trace", 2)
     os.kill(ranks[victim], signal.SIGKILL)
     _, stderr = launcher.communicate(timeout=30)
     assert launcher.returncode == 1
@@ -191,6 +192,18 @@ def test_a_killed_rank_stops_all_with_one_line_and_leaves_a_trace_that_reads(vic
     assert trace.spans["epoch"].max() > 5
     metrics = pd.read_csv(tmp_path / "run" / "metrics.csv")
     halocast("train", "--out", "run", "--resume", "--epochs", str(len(metrics) + 5), "--json", cwd=tmp_path)
+
+
+def _wait_for_parts(trace: Path, count: int) -> None:
+    """Until each rank has written a part of its trace after the first checkpoint (epoch 20): its clock, not ours."""
+    before = set(trace.glob("spans-*.parquet"))
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        fresh = {path.name[: len("spans-r00000")] for path in set(trace.glob("spans-*.parquet")) - before}
+        if len(fresh) == count:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the ranks wrote no parts of their traces")
 
 
 def _wait_for_ranks(launcher: int, count: int, checkpoints: Path) -> list[int]:
