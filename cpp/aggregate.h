@@ -56,9 +56,10 @@ void aggregate_block(const Aggregate<T>& a, std::int64_t first, std::int64_t las
   };
 
   for (std::int64_t row = first; row < last; ++row) {
-    Vector<T> sums[ways][Vectors] = {};
     std::int64_t edge = a.begin[row];
     const std::int64_t end = a.end[row];
+    if (a.accumulate && edge == end) continue;  // a peer's columns touch few of the rows
+    Vector<T> sums[ways][Vectors] = {};
     for (; edge + ways <= end; edge += ways)
       for (int way = 0; way < ways; ++way) {
         fetch_ahead(edge + way);

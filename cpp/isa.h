@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "codec.h"
 #include "kernels.h"
 
 namespace halocast {
@@ -20,5 +21,7 @@ void set_isa(const std::string& name);
 void set_default_isa();
 
 const KernelTable& kernels();
+
+const CodecTable& codec_kernels();
 
 }  // namespace halocast

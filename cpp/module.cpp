@@ -9,6 +9,7 @@ PYBIND11_MODULE(_kernels, module) {
     throw pybind11::import_error(error.what());
   }
   halocast::register_aggregate(module);
+  halocast::register_codec(module);
   halocast::register_epilogue(module);
   halocast::register_loss(module);
   halocast::register_rows(module);

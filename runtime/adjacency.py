@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -50,8 +52,29 @@ class Adjacency:
         self.degrees = torch.from_numpy(shard.degrees).to(device)
         self.global_ids = torch.from_numpy(shard.global_ids).to(device)
         self._structures: dict[Part, BlockStructure] = {}
+        self._marginal_by_peer = self._marginal_rows_by_peer(statistics.halo_from)
         kernels.check_neighbours(self._begin_with_self, self._end, self._indices, self.rows.total)
         kernels.check_neighbours(self._halo_begin, self._halo_end, self._halo_indices, self.rows.own)
+
+    def _marginal_rows_by_peer(self, halo_from: tuple[int, ...]) -> dict[int, tuple[Tensor, Tensor]]:
+        """(indptr, indices) of the marginal rows over one peer's halo columns.
+
+        Copies, not ranges of `_indices`: the kernel looks ahead along the entries, across rows.
+        """
+        begin, end = self._own_end[self.rows.central :], self._end[self.rows.central :]
+        counts = end - begin
+        rows = torch.repeat_interleave(torch.arange(counts.numel(), device=counts.device), counts)
+        first = torch.repeat_interleave(begin - (counts.cumsum(0) - counts), counts)
+        columns = self._indices[torch.arange(rows.numel(), device=counts.device) + first]
+        by_peer: dict[int, tuple[Tensor, Tensor]] = {}
+        lowest = self.rows.own
+        for peer, count in enumerate(halo_from):
+            here = (columns >= lowest) & (columns < lowest + count)
+            lowest += count
+            if count:
+                entries = torch.bincount(rows[here], minlength=counts.numel())
+                by_peer[peer] = (torch.cat([entries.new_zeros(1), entries.cumsum(0)]), columns[here])
+        return by_peer
 
     def block(self, part: Part, stream: kernels.Stream | None) -> Block:
         """What a layer sees when it computes `part` (of the own rows)."""
@@ -67,6 +90,23 @@ class Adjacency:
         offsets = torch.arange(int(indptr[-1]), device=counts.device) - torch.repeat_interleave(indptr[:-1], counts)
         entries = torch.repeat_interleave(self._begin[rows], counts) + offsets
         return BlockStructure(indptr, self._indices[entries], rows.start, self.degrees[:sources], self.global_ids[:sources])
+
+    def halo_coefficients(self, layer: object) -> npt.NDArray[np.float64]:
+        """Σ over own rows of the coefficients each halo row is aggregated with, float64 [halo].
+
+        A layer that hides its aggregation is taken for a mean over neighbours.
+        """
+        if isinstance(layer, LinearAggregation):
+            row_scale, column_scale = layer.scales(self.degrees.cpu(), torch.float64)
+        else:
+            row_scale, column_scale = 1.0 / self.degrees.cpu().double().clamp(min=1.0), None
+        begin, end = self._halo_begin.cpu(), self._halo_end.cpu()
+        halo_rows = torch.repeat_interleave(torch.arange(begin.numel()), end - begin)
+        sums = torch.bincount(halo_rows, weights=row_scale[self._halo_indices.cpu().long()], minlength=begin.numel())
+        if column_scale is not None:
+            sums *= column_scale[self.rows.own :]
+        coefficients: npt.NDArray[np.float64] = sums.numpy()
+        return coefficients
 
     def aggregation(self, layer: LinearAggregation, dtype: torch.dtype) -> Aggregation:
         """Â of a layer on this structure."""
@@ -86,6 +126,37 @@ class Aggregation:
     @property
     def _begin(self) -> Tensor:
         return self.adjacency._begin_with_self if self.self_loop else self.adjacency._begin
+
+    def forward_own_columns(self, source: Tensor, target: Tensor) -> None:
+        """``target[marginal] = Â[marginal, own] source``: what can be summed before any message has landed."""
+        structure = self.adjacency
+        rows, own = structure.rows.slice(Part.MARGINAL), structure.rows.own
+        kernels.aggregate(
+            self._begin,
+            structure._own_end,
+            structure._indices,
+            source,
+            target[:own],
+            row_scale=self.row_scale[:own],
+            column_scale=None if self.column_scale is None else self.column_scale[: source.shape[0]],
+            rows=(rows.start, rows.stop),
+        )
+
+    def forward_from_peer(self, peer: int, source: Tensor, target: Tensor) -> None:
+        """``target[marginal] += Â[marginal, halo of peer] source``."""
+        structure = self.adjacency
+        rows = structure.rows.slice(Part.MARGINAL)
+        indptr, indices = structure._marginal_by_peer[peer]
+        kernels.aggregate(
+            indptr[:-1],
+            indptr[1:],
+            indices,
+            source,
+            target[rows],
+            row_scale=self.row_scale[rows],
+            column_scale=None if self.column_scale is None else self.column_scale[: source.shape[0]],
+            accumulate=True,
+        )
 
     def forward(self, part: Part, source: Tensor, target: Tensor) -> None:
         """``target[part] = Â[part, :] source``; `part` is CENTRAL, MARGINAL or OWN."""

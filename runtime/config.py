@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from halocast.errors import MisuseError, nearest
 from halocast.traces.workload import ExactSavings
 
+PERIODS = 5
+"""Assignments of widths in a run, as AdaQP is published."""
+
 
 class Section(BaseModel):
     """A section of the run file: unknown keys are errors, values are immutable."""
@@ -53,9 +56,37 @@ class ExactConfig(Section):
         return ExactSavings(**self.model_dump())
 
 
+class AdaptiveConfig(Section):
+    """AdaQP's rule for widths (bits = "adaptive")."""
+
+    variance_weight: float = Field(default=0.5, ge=0.0, le=1.0)
+    """λ: 1 looks at the variance of rounding only, 0 at the time of the exchange only."""
+    group_size: int = Field(default=0, ge=0)
+    """Messages that share a width; 0: by the number of messages, 100 to 2,000."""
+    choices: tuple[int, ...] = (2, 4, 8)
+    """Widths to choose from."""
+    links: Literal["auto", "equal", "measured"] = "auto"
+    """"measured": fit each pair's line at the start of the run, which makes two runs differ; "equal": all pairs alike;
+    "auto": equal on one machine and on the shaped testbed, measured across machines."""
+
+
 class MethodConfig(Section):
     name: str = "full"
     exact: ExactConfig = ExactConfig()
+    overlap: bool = True
+    """Compute while messages fly; false: wait for all of an exchange's messages first."""
+    bits: int | str | None = None
+    """adaqp: a width, "uniform:B", "random", "adaptive" (default), or the path of an .npz with a width a message."""
+    rounding: Literal["stochastic", "nearest", "rotated"] = "stochastic"
+    """adaqp: unbiased; to nearest; or unbiased after a random rotation, for rows of 1 and 2 bits."""
+    reassign_every: int = Field(default=0, ge=0)
+    """adaqp: epochs from one assignment of widths to the next ("random", "adaptive"); 0: a fifth of the run's."""
+    adaptive: AdaptiveConfig = AdaptiveConfig()
+
+    @property
+    def quantises(self) -> bool:
+        """Whether messages go through the codec."""
+        return self.name == "adaqp"
 
 
 class TrainingConfig(Section):
@@ -115,6 +146,11 @@ class RunConfig(Section):
     method: MethodConfig = MethodConfig()
     training: TrainingConfig = TrainingConfig()
     trace: TraceConfig = TraceConfig()
+
+    @property
+    def reassign_every(self) -> int:
+        """Epochs in one period of the widths."""
+        return self.method.reassign_every or max(1, self.training.epochs // PERIODS)
 
 
 def read_run_file(path: Path) -> dict[str, Any]:

@@ -13,12 +13,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from halocast.errors import MisuseError
 from halocast.runtime import kernels
 from halocast.runtime.adjacency import Adjacency, Aggregation
 from halocast.runtime.clock import Clock, ThreadClock
+from halocast.runtime.exchange.quantized import MessageWidths, QuantizedMessages
 from halocast.runtime.exchange.transport import Flight, LostPeerError, Transport
 from halocast.runtime.features import DenseRows, FeatureRows, SparseRows
-from halocast.runtime.memory import Arena, plan_arena, walk
+from halocast.runtime.memory import Arena, ArenaPlan, plan_arena, walk
 from halocast.runtime.models.layers import LinearAggregation
 from halocast.runtime.models.network import GradientBuckets, GraphNetwork
 from halocast.runtime.programs.full import AGGREGATED_FEATURES, FEATURES
@@ -45,6 +47,7 @@ from halocast.traces.operations import (
 )
 from halocast.traces.workload import RankView
 
+PHASES = ("train", "evaluate")
 DROPOUT_IN_LAYER = 2
 """Purpose word of the random stream that a user's layer draws from; 0 and 1 are the network's dropout and rounding."""
 
@@ -138,6 +141,7 @@ class Executor:
         clock: Clock | None = None,
         recorder: Recorder | None = None,
         on_operation: Callable[[], None] = lambda: None,
+        messages: QuantizedMessages | None = None,
     ) -> None:
         self.view, self.method, self.network = view, method, network
         self.optimizer, self.data, self.transport = optimizer, data, transport
@@ -149,10 +153,11 @@ class Executor:
             data.adjacency.aggregation(layer, dtype) if isinstance(layer, LinearAggregation) else None
             for layer in network.layers
         ]
-        programs = {"train": walk(method.epoch(view)), "evaluate": walk(method.evaluation(view))}
-        self.arena_plan = plan_arena(list(programs.values()))
-        arena = Arena(self.arena_plan, dtype, device)
-        self._all_buffers = dict(zip(programs, arena.buffers, strict=True))
+        self.messages = messages
+        """The codec's side of the method; None where rows are sent as they are."""
+        self.arena_plan = self._plan_arena()
+        self._arena = Arena(self.arena_plan, dtype, device)
+        self._all_buffers = dict(zip(PHASES, self._arena.buffers, strict=True))
         self._buffers = self._all_buffers["train"]
         self._norm_statistics = [
             None if network.norm(index) is None else torch.empty(2, self._rows.total, dtype=dtype, device=device)
@@ -167,8 +172,8 @@ class Executor:
             Aggregate: self._aggregate,
             Transform: self._transform,
             Apply: self._apply,
-            Quantize: self._gather,
-            Dequantize: self._accumulate,
+            Quantize: self._gather if messages is None else self._encode,
+            Dequantize: self._accumulate if messages is None else self._decode,
             Exchange: self._exchange,
             AllReduce: self._all_reduce,
             Wait: self._wait,
@@ -184,6 +189,24 @@ class Executor:
             Stage.SELF_INPUTS: self._self_inputs_backward,
             Stage.WEIGHTS: self._weights_backward,
         }
+
+    def _plan_arena(self) -> ArenaPlan:
+        return plan_arena([walk(self.method.epoch(self.view)), walk(self.method.evaluation(self.view))])
+
+    def install_widths(self, widths: MessageWidths) -> None:
+        """Send and receive at other widths from the next epoch on; all ranks install what fits together.
+
+        Call it between two epochs. Nothing but the wire buffers changes: the arena is laid out anew, in the memory it has
+        where that is enough. Raises MisuseError where the method sends rows as they are, and for widths that do not fit.
+        """
+        if self.messages is None:
+            raise MisuseError(f"method {self.method.name} sends rows as they are; widths belong to method adaqp")
+        self.messages.install(widths)
+        self.view = replace(self.view, bits=self.messages.assignment)
+        self.arena_plan = self._plan_arena()
+        self._arena.install(self.arena_plan)
+        self._all_buffers = dict(zip(PHASES, self._arena.buffers, strict=True))
+        self._buffers = self._all_buffers[self._context.phase]
 
     # -- running a program --------------------------------------------------------------------------------------
 
@@ -290,8 +313,15 @@ class Executor:
     def _aggregate(self, operation: Aggregate) -> None:
         aggregation = self._aggregations[operation.layer]
         assert aggregation is not None
-        run = aggregation.forward if operation.direction is Direction.FORWARD else aggregation.backward
-        run(operation.part, self._dense(operation.source), self._buffers[operation.target])
+        source, target = self._dense(operation.source), self._buffers[operation.target]
+        if operation.columns is Part.OWN:
+            aggregation.forward_own_columns(source, target)
+        elif operation.columns is Part.HALO:
+            aggregation.forward_from_peer(operation.peer, source, target)
+        elif operation.direction is Direction.FORWARD:
+            aggregation.forward(operation.part, source, target)
+        else:
+            aggregation.backward(operation.part, source, target)
 
     # -- dense transforms ---------------------------------------------------------------------------------------
 
@@ -457,10 +487,28 @@ class Executor:
         wire = self._wire_slices(self._buffers[operation.source], self._incoming_rows[operation.source])[peer]
         kernels.scatter_add_rows(wire, self.data.boundary[first : first + count], self._buffers[operation.target])
 
+    def _encode(self, operation: Quantize) -> None:
+        if not self._context.training:  # evaluation sends rows as they are
+            self._gather(operation)
+            return
+        assert self.messages is not None
+        source, wire = self._dense(operation.source), self._buffers[operation.target]
+        self.messages.pack(operation.layer, operation.direction, self._context.epoch, source, wire)
+
+    def _decode(self, operation: Dequantize) -> None:
+        assert self.messages is not None
+        wire, target = self._buffers[operation.source], self._dense(operation.target)
+        self.messages.unpack(operation.layer, operation.direction, self._context.epoch, operation.peer, wire, target)
+
     def _exchange(self, operation: Exchange) -> Flight:
-        """Forward: wire buffer → halo rows, in place. Backward: halo rows, in place → wire buffer."""
+        """Forward: wire buffer → halo rows, in place. Backward: halo rows, in place → wire buffer. Encoded: wire → wire."""
         source, target = self._dense(operation.source), self._dense(operation.target)
-        if operation.direction is Direction.FORWARD:
+        if self.messages is not None and self._context.training:
+            outgoing, incoming = (
+                self._wire_slices(wire, {message.peer: message.bytes for message in messages})
+                for wire, messages in ((source, operation.outgoing), (target, operation.incoming))
+            )
+        elif operation.direction is Direction.FORWARD:
             outgoing = self._wire_slices(source, {message.peer: message.rows for message in operation.outgoing})
             incoming = self._halo_slices(target, operation.incoming)
         else:
@@ -471,7 +519,7 @@ class Executor:
         return self.transport.start_exchange(list(outgoing.items()), list(incoming.items()))
 
     def _wire_slices(self, wire: Tensor, rows: Mapping[int, int]) -> dict[int, Tensor]:
-        """Each peer's rows of a wire buffer, peer after peer."""
+        """Each peer's rows (or bytes) of a wire buffer, peer after peer."""
         slices, start = {}, 0
         for peer in sorted(rows):
             slices[peer] = wire[start : start + rows[peer]]

@@ -3,7 +3,8 @@
 The wrappers own the interface and the wording of errors; ``cpp/`` sees only pointers and sizes. float32 and float64 CPU
 tensors run natively on ``torch.get_num_threads()`` threads (on torch's own OpenMP pool, so that two pools never
 compete); tensors on any other device run in :mod:`halocast.runtime.kernels_torch`, with the same counter-based random
-bits.
+bits. So do CPU tensors where the native module was built for another machine and cannot be loaded
+(:func:`why_not_native`): far slower, and said in every run and by ``halocast doctor``.
 
 Every result is the same, bit for bit, for any number of threads. Matrices are ``[rows, dim]`` with unit stride along
 ``dim``; rows may be strided (a slice of columns is fine). Structure tensors (begin, end, indices) are *trusted*: run
@@ -407,7 +408,7 @@ def advise_huge_pages(tensor: Tensor) -> bool:
     Aggregation reads rows all over its input, and with 4 KB pages looking up their addresses costs up to a quarter of
     its time. Returns False, having changed nothing, for other devices and where the system does not offer such pages.
     """
-    if tensor.device.type != "cpu":
+    if not _is_native(tensor):
         return False
     return bool(native().advise_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size()))
 
@@ -428,6 +429,22 @@ def set_isa(name: str) -> None:
         native().set_isa(name)
     except ValueError as error:
         raise MisuseError(str(error)) from None
+
+
+@functools.cache
+def has_cuda_codec() -> bool:
+    """Whether the native module holds the CUDA kernels of the codec (it was built where nvcc was found)."""
+    return why_not_native() is None and hasattr(native(), "cuda_codec")
+
+
+@functools.cache
+def why_not_native() -> str | None:
+    """Why the native module cannot be loaded here, or ``None``. MisuseError on a bad HALOCAST_ISA."""
+    try:
+        native()
+    except RunError as error:
+        return str(error)
+    return None
 
 
 @functools.cache
@@ -460,7 +477,7 @@ def _loaded_openmp() -> str | None:
 
 
 def _is_native(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu"
+    return tensor.device.type == "cpu" and why_not_native() is None
 
 
 def _address(tensor: Tensor | None) -> int:

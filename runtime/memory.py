@@ -21,6 +21,7 @@ class Placement:
     offset: int
     rows: int
     dim: int
+    is_wire: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class _Lifetime:
     end: int
     rows: int
     dim: int
+    is_wire: bool
 
 
 def plan_arena(programs: Sequence[Iterable[Operation]]) -> ArenaPlan:
@@ -69,7 +71,7 @@ def plan_arena(programs: Sequence[Iterable[Operation]]) -> ArenaPlan:
             offset = _lowest_free_offset(lifetime, placed)
             placed.append((lifetime, offset))
             size = max(size, offset + lifetime.size)
-        placements.append({each.name: Placement(offset, each.rows, each.dim) for each, offset in placed})
+        placements.append({each.name: Placement(offset, each.rows, each.dim, each.is_wire) for each, offset in placed})
         peak = max(peak, _peak(lifetimes))
     return ArenaPlan(size, tuple(placements), peak)
 
@@ -82,7 +84,7 @@ def _lifetimes(program: Iterable[Operation]) -> list[_Lifetime]:
     def end_life(name: str) -> None:
         start, keep = alive.pop(name)
         size = -(-keep.work.bytes_out // ALIGNMENT) * ALIGNMENT
-        lifetimes[name] = _Lifetime(name, size, start, clock, keep.work.rows, keep.work.dim_out)
+        lifetimes[name] = _Lifetime(name, size, start, clock, keep.work.rows, keep.work.dim_out, keep.is_wire)
 
     for clock, operation in enumerate(program):
         if isinstance(operation, Keep):
@@ -121,17 +123,28 @@ def _peak(lifetimes: list[_Lifetime]) -> int:
 
 
 class Arena:
-    """The memory itself, allocated once; buffers are views of it."""
+    """The memory itself, allocated once; buffers are views of it. A new plan that fits takes the same memory."""
 
     def __init__(self, plan: ArenaPlan, dtype: torch.dtype, device: torch.device) -> None:
-        memory = torch.empty(plan.size, dtype=torch.uint8, device=device)
-        kernels.advise_huge_pages(memory)  # gathered rows then miss the page table less: a sixth off an aggregation
-        self.buffers: tuple[dict[str, Tensor], ...] = tuple(
-            {name: _view(memory, placement, dtype) for name, placement in placements.items()} for placements in plan.placements
+        self._dtype, self._device = dtype, device
+        self._memory = torch.empty(0, dtype=torch.uint8, device=device)
+        self.buffers: tuple[dict[str, Tensor], ...] = ()
+        self.install(plan)
+
+    def install(self, plan: ArenaPlan) -> None:
+        """Lay the plan's buffers out; what the old ones held is lost."""
+        if plan.size > self._memory.numel():
+            self._memory = torch.empty(plan.size, dtype=torch.uint8, device=self._device)
+            kernels.advise_huge_pages(self._memory)  # gathered rows then miss the page table less: a sixth off an aggregation
+        self.buffers = tuple(
+            {name: _view(self._memory, placement, self._dtype) for name, placement in placements.items()}
+            for placements in plan.placements
         )
 
 
 def _view(memory: Tensor, placement: Placement, dtype: torch.dtype) -> Tensor:
+    if placement.is_wire:
+        return memory[placement.offset : placement.offset + placement.rows * placement.dim]
     values = placement.rows * placement.dim
     part = memory[placement.offset : placement.offset + values * dtype.itemsize]
     return part.view(dtype).view(placement.rows, placement.dim)

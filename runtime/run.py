@@ -15,6 +15,7 @@ import tomli_w
 import torch
 
 from halocast.errors import HalocastError, MisuseError, RunError
+from halocast.runtime import kernels
 from halocast.runtime.checkpoint import checkpoints, read_progress
 from halocast.runtime.config import RunConfig
 from halocast.runtime.features import DENSE_FROM
@@ -26,11 +27,12 @@ from halocast.runtime.launch_context import LaunchContext
 from halocast.runtime.memory import summarize, walk
 from halocast.runtime.models.layers import build_layer
 from halocast.runtime.programs.schedule import Order, schedule_layers
-from halocast.runtime.session import build_network, build_view, find_method
+from halocast.runtime.session import build_network, build_view, find_method, width_rule, with_first_bits
 from halocast.runtime.testbed import require_testbed
 from halocast.runtime.trainer import Event, RunFolder, write_json, write_text
 from halocast.runtime.worker import run_identity, run_rank, take_place, threads_per_rank
 from halocast.traces.operations import Part
+from halocast.traces.wire import WIDTHS
 from halocast.traces.workload import RankView
 
 Emit = Callable[[Event], None]
@@ -49,6 +51,7 @@ def train(
     Raises MisuseError for impossible settings (nothing is written then), RankFailure naming the rank that failed.
     """
     hosts = check(config)
+    warn_of_slow_kernels(emit)
     run_folder = open_run_folder(config, folder, resume=resume, force=force)
     shards = find_shards(config, lambda text: emit({"event": "step", "text": text}))
     prepare_run_folder(run_folder, config, shards, resume=resume)
@@ -88,6 +91,7 @@ def train_as_rank(
     if check(config).shaped:
         raise MisuseError(f"hosts = '{config.hosts}' is for ranks that halocast starts; under {context.launcher} leave it out")
     place = take_place(config, context)
+    warn_of_slow_kernels(emit)
     message: dict[str, Any] = {}
     if context.rank == 0:
         try:
@@ -108,10 +112,18 @@ def train_as_rank(
     return read_result(run_folder) if context.rank == 0 else None
 
 
+def warn_of_slow_kernels(emit: Emit) -> None:
+    """Say so where training must do without the native kernels."""
+    reason = kernels.why_not_native()
+    if reason is not None:
+        emit({"event": "step", "text": f"{reason}; until then torch operations stand in, many times slower"})
+
+
 def check(config: RunConfig) -> HostSpec:
     """What can be refused before anything is loaded or written."""
     hosts = HostSpec.parse(config.hosts)
     find_method(config.method.name)
+    _check_method(config)
     build_layer(config.model.layer, config.model.hidden, config.model.hidden, config.model.options)
     if hosts.shaped:
         require_testbed(config.ranks)
@@ -124,6 +136,21 @@ def check(config: RunConfig) -> HostSpec:
             f"partition.method '{config.partition.method}' is neither metis, random, contiguous nor a file that exists"
         )
     return hosts
+
+
+def _check_method(config: RunConfig) -> None:
+    method = config.method
+    if not method.quantises:
+        if method.bits is not None:
+            raise MisuseError(f"method {method.name} sends rows as they are: leave method.bits out, or use --method adaqp")
+        return
+    width_rule(config)
+    if config.dtype != "float32":
+        raise MisuseError(f"method adaqp sends float32 rows, not {config.dtype}: leave dtype out")
+    unknown = sorted(set(method.adaptive.choices) - set(WIDTHS))
+    if unknown or not method.adaptive.choices:
+        what = f"width {unknown[0]} is unknown" if unknown else "no width to choose from"
+        raise MisuseError(f"method.adaptive.choices: {what}; allowed: {', '.join(map(str, WIDTHS))}")
 
 
 def find_shards(config: RunConfig, report: Callable[[str], None]) -> ShardSet:
@@ -274,7 +301,7 @@ def estimate(config: RunConfig, report: Callable[[str], None] = lambda text: Non
     method = find_method(config.method.name)
     estimates = []
     for rank in range(shards.parts):
-        view = build_view(config, network, shards, rank)
+        view = with_first_bits(config, network, shards, build_view(config, network, shards, rank))
         summary = summarize(walk(method.epoch(view)))
         values = sum(spec.parameters for spec in view.layers)
         optimizer_states = {"sgd": 1}.get(config.training.optimizer, 2)

@@ -3,42 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from halocast.errors import MisuseError, nearest
 from halocast.runtime import kernels
 from halocast.runtime.adjacency import Adjacency
+from halocast.runtime.bits.assigners import (
+    AdaptiveAssigner,
+    Assigner,
+    FixedAssigner,
+    MessageTable,
+    RandomAssigner,
+    equal_links,
+    first_widths,
+    measure_links,
+    receiver_coefficients,
+)
+from halocast.runtime.bits.rules import AdaptiveRule, RandomRule, Rule, parse_rule
 from halocast.runtime.clock import Clock
 from halocast.runtime.config import RunConfig
+from halocast.runtime.exchange.codec import Rounding
+from halocast.runtime.exchange.quantized import MessageRows, QuantizedMessages
 from halocast.runtime.exchange.transport import Transport
 from halocast.runtime.executor import Executor, Method, RankData, Recorder, with_aggregated_statistics
 from halocast.runtime.features import FeatureRows, aggregated_features, raw_features
 from halocast.runtime.graph.shard import Shard, ShardSet
+from halocast.runtime.launch_context import detect_launch_environment
 from halocast.runtime.metrics import SPLITS
 from halocast.runtime.models.layers import LinearAggregation
 from halocast.runtime.models.network import GraphNetwork, NetworkShape
 from halocast.runtime.programs import METHODS
+from halocast.runtime.programs.adaqp import exchange_shapes
 from halocast.runtime.programs.full import AGGREGATED_FEATURES, FEATURES
 from halocast.runtime.programs.schedule import Order, schedule_layers
 from halocast.runtime.supervise import heartbeat
 from halocast.traces.operations import Part
 from halocast.traces.workload import RankView
 
+FloatArray = npt.NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class RankSession:
     """What a rank trains with."""
 
-    view: RankView
     network: GraphNetwork
     optimizer: torch.optim.Optimizer
     executor: Executor
     labels: Tensor
     masks: dict[str, Tensor]
+    assigner: Assigner | None = None
+    """Decides on the widths of quantised messages."""
+
+    @property
+    def view(self) -> RankView:
+        """What programs see of this rank now: a re-assignment of widths changes it."""
+        return self.executor.view
 
 
 def find_method(name: str) -> Method:
@@ -55,7 +80,7 @@ def build_network(config: RunConfig, dim_in: int, classes: int) -> GraphNetwork:
 
 
 def build_view(config: RunConfig, network: GraphNetwork, shards: ShardSet, rank: int) -> RankView:
-    """What programs see of `rank`."""
+    """What programs see of `rank`; without the widths of quantised messages."""
     return RankView(
         rank=rank,
         world_size=shards.parts,
@@ -63,7 +88,65 @@ def build_view(config: RunConfig, network: GraphNetwork, shards: ShardSet, rank:
         part=shards.statistics(rank),
         exact=config.method.exact.savings(),
         value_bytes=getattr(torch, config.dtype).itemsize,
+        overlap=config.method.overlap,
     )
+
+
+def message_table(config: RunConfig, network: GraphNetwork, shards: ShardSet, rank: int) -> MessageTable:
+    """Who sends what to whom, over all ranks, and `rank`'s own messages node by node."""
+    shapes = [exchange_shapes(build_view(config, network, shards, each)) for each in range(shards.parts)]
+    shard = shards.open(rank)
+    rows = {
+        (shape.layer, shape.direction): MessageRows.of(shape, shard.statistics, np.asarray(shard.boundary))
+        for shape in shapes[rank]
+    }
+    return MessageTable.of(rank, shapes, rows, np.asarray(shard.global_ids))
+
+
+def with_first_bits(config: RunConfig, network: GraphNetwork, shards: ShardSet, view: RankView) -> RankView:
+    """The view with the widths of the run's first epoch, where the method quantises."""
+    if not config.method.quantises:
+        return view
+    table = message_table(config, network, shards, view.rank)
+    widths = first_widths(width_rule(config), table, config.seed)
+    return replace(view, bits=widths.assignment(table.own, rotated=config.method.rounding == Rounding.ROTATED))
+
+
+def width_rule(config: RunConfig) -> Rule:
+    """The rule behind `method.bits`; raises MisuseError for one that does not exist."""
+    return parse_rule("adaptive" if config.method.bits is None else config.method.bits)
+
+
+def build_assigner(
+    config: RunConfig, table: MessageTable, adjacency: Adjacency, network: GraphNetwork, transport: Transport
+) -> Assigner:
+    """The rule at work; all ranks call it together (coefficients, and probes of the links, travel here)."""
+    rule, adaptive = width_rule(config), config.method.adaptive
+    if isinstance(rule, RandomRule):
+        return RandomAssigner(table, rule.choices, config.seed, config.reassign_every)
+    if not isinstance(rule, AdaptiveRule):
+        return FixedAssigner(first_widths(rule, table, config.seed))
+
+    def halo_coefficients(layer: int) -> FloatArray:
+        return adjacency.halo_coefficients(network.layers[layer])
+
+    measured = adaptive.links == "measured" or (adaptive.links == "auto" and config.hosts == "local" and spans_machines())
+    return AdaptiveAssigner(
+        table,
+        transport,
+        receiver_coefficients(table, transport, halo_coefficients),
+        measure_links(table, transport) if measured else equal_links(table),
+        config.reassign_every,
+        adaptive.variance_weight,
+        adaptive.group_size,
+        adaptive.choices,
+    )
+
+
+def spans_machines() -> bool:
+    """Whether a launcher put this run's ranks on more than one machine."""
+    context = detect_launch_environment()
+    return context is not None and context.local_world_size < context.world_size
 
 
 def build_session(
@@ -87,6 +170,22 @@ def build_session(
     on_step("aggregating features")
     features = prepare_features(view, network, shard, adjacency, transport, dtype, device)
     view = with_aggregated_statistics(view, features)
+    messages = assigner = None
+    if config.method.quantises and view.world_size > 1:
+        on_step("assigning widths")
+        table = message_table(config, network, shards, transport.rank)
+        assigner = build_assigner(config, table, adjacency, network, transport)
+        messages = QuantizedMessages(
+            table.own,
+            view.part,
+            np.asarray(shard.boundary),
+            adjacency.global_ids,
+            assigner.first(),
+            seed=config.seed,
+            rounding=Rounding(config.method.rounding),
+            device=device,
+        )
+        view = replace(view, bits=messages.assignment)
     labels = torch.from_numpy(np.array(shard.labels)).to(device)
     masks = {split: torch.from_numpy(np.array(shard.mask(split))) for split in SPLITS}
     terms = int(graph["train_nodes"]) * (int(graph["classes"]) if graph["multilabel"] else 1)
@@ -112,8 +211,9 @@ def build_session(
         clock=clock,
         recorder=recorder,
         on_operation=heartbeat,
+        messages=messages,
     )
-    return RankSession(view, network, optimizer, executor, labels, masks)
+    return RankSession(network, optimizer, executor, labels, masks, assigner)
 
 
 def prepare_features(
@@ -164,4 +264,4 @@ def build_optimizer(config: RunConfig, network: GraphNetwork) -> torch.optim.Opt
 def use_threads(threads: int) -> None:
     """Threads of torch's and our own kernels in this process."""
     torch.set_num_threads(threads)
-    kernels.native()
+    kernels.why_not_native()  # loads the module, now that torch has its pool

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from halocast.errors import RunError
+from halocast.runtime.bits.assigners import Reassignment
 from halocast.runtime.checkpoint import (
     Progress,
     RunIdentity,
@@ -25,6 +26,7 @@ from halocast.runtime.checkpoint import (
     save_checkpoint,
 )
 from halocast.runtime.config import RunConfig, TrainingConfig
+from halocast.runtime.exchange.quantized import ExchangeKey, MessageWidths, WidthArray
 from halocast.runtime.exchange.transport import Transport
 from halocast.runtime.metrics import Scores, evaluate_metric
 from halocast.runtime.session import RankSession
@@ -103,6 +105,8 @@ class Trainer:
         self.progress = Progress()
         self.rows: list[dict[str, float]] = []
         self.scores: Scores = {}
+        self.assignments: list[Reassignment] = []
+        self._widths: dict[str, torch.Tensor] = {}
 
     def resume(self) -> None:
         """Continue from the newest checkpoint, or from the start where there is none yet."""
@@ -112,6 +116,8 @@ class Trainer:
         self.progress = read_progress(found[-1], self.identity)
         initialize_optimizer(self.session.optimizer)
         load_state(found[-1], self._state())
+        if self._widths:
+            self.session.executor.install_widths(self._loaded_widths())
         if self.folder.metrics.exists():
             # read the digits as they were written: the rows are written back
             table = pd.read_csv(self.folder.metrics, float_precision="round_trip")
@@ -139,6 +145,7 @@ class Trainer:
         rate = learning_rate(training, epoch)
         for group in self.session.optimizer.param_groups:
             group["lr"] = rate
+        self._trace_ranges(epoch)
         started = time.perf_counter()
         loss = self.session.executor.train_epoch(epoch)
         seconds = time.perf_counter() - started
@@ -156,8 +163,29 @@ class Trainer:
         self._append_metrics(row)
         self.emit({"event": "epoch", **row})
         heartbeat()
+        self._assign_widths(progress.epoch)
         if self.trace is not None:
             self.trace.flush_if_due()
+
+    def _trace_ranges(self, epoch: int) -> None:
+        session = self.session
+        if session.assigner is not None and session.executor.messages is not None:
+            session.executor.messages.traces_ranges = session.assigner.wants_ranges(epoch)
+
+    def _assign_widths(self, epoch: int) -> None:
+        """Before `epoch` begins (and before a checkpoint is written, which thus holds the widths to go on with)."""
+        assigner, executor = self.session.assigner, self.session.executor
+        if assigner is None or executor.messages is None:
+            return
+        if epoch == self.config.training.epochs and not self.config.method.reassign_every:
+            return  # the end; a run whose periods do not depend on its length may yet be extended
+        assigned = assigner.next(epoch, executor.messages.widths, executor.messages.ranges)
+        if assigned is not None:
+            widths, assignment = assigned
+            executor.install_widths(widths)
+            self.assignments.append(assignment)
+            self.emit({"event": "assignment", **assignment.to_json()})
+            heartbeat()
 
     def _evaluate(self) -> Scores:
         logits = self.session.executor.evaluate(self.progress.epoch)
@@ -178,10 +206,40 @@ class Trainer:
         return patience > 0 and self.progress.evaluations_without_gain >= patience
 
     def _state(self) -> dict[str, Any]:
+        self._widths = self._width_tensors()
         return {
             "network": dict(self.session.network.state_dict()),
             "optimizer": optimizer_tensors(self.session.optimizer),
+            **({"widths": self._widths} if self._widths else {}),
         }
+
+    def _width_tensors(self) -> dict[str, torch.Tensor]:
+        """This rank's widths under names of its own; a checkpoint loads into them."""
+        messages = self.session.executor.messages
+        if messages is None:
+            return {}
+        ways = (("sent", messages.widths.outgoing), ("received", messages.widths.incoming))
+        return {
+            f"rank{self.transport.rank}.layer{layer}.{direction}.{way}": torch.from_numpy(widths.copy())
+            for way, arrays in ways
+            for (layer, direction), widths in arrays.items()
+            if widths.size
+        }
+
+    def _loaded_widths(self) -> MessageWidths:
+        messages = self.session.executor.messages
+        assert messages is not None
+
+        def one_way(way: str, arrays: Mapping[ExchangeKey, WidthArray]) -> dict[ExchangeKey, WidthArray]:
+            rank = self.transport.rank
+            return {
+                (layer, direction): self._widths[f"rank{rank}.layer{layer}.{direction}.{way}"].numpy()
+                if widths.size
+                else widths
+                for (layer, direction), widths in arrays.items()
+            }
+
+        return MessageWidths(one_way("sent", messages.widths.outgoing), one_way("received", messages.widths.incoming))
 
     def _rewrite_metrics(self) -> None:
         """Start the table, without rows that a killed run wrote after its last checkpoint."""

@@ -18,6 +18,8 @@ import torch
 
 import halocast
 from halocast.errors import HalocastError
+from halocast.runtime.bits.assigners import histogram_of
+from halocast.runtime.bits.rules import AdaptiveRule, RandomRule
 from halocast.runtime.checkpoint import RunIdentity
 from halocast.runtime.clock import Clock, clock_of
 from halocast.runtime.config import RunConfig
@@ -27,7 +29,7 @@ from halocast.runtime.footprint import FootprintMeter
 from halocast.runtime.graph.shard import ShardSet, open_shards
 from halocast.runtime.launch_context import LaunchContext, detect_launch_environment
 from halocast.runtime.memory import ProgramSummary, summarize, walk
-from halocast.runtime.session import RankSession, build_session, find_method, use_threads
+from halocast.runtime.session import RankSession, build_session, use_threads, width_rule
 from halocast.runtime.supervise import heartbeat, report_exception, report_failure
 from halocast.runtime.trainer import Event, RunFolder, Trainer, cuda_or_cpu, write_json
 from halocast.traces.trace import ClockOffset, Machine, TracedGraph, TraceManifest, TraceWriter, write_manifest
@@ -155,7 +157,7 @@ def usable_cores() -> int:
 def run_identity(config: RunConfig, shards: ShardSet) -> RunIdentity:
     """What a checkpoint must agree with; epochs and intervals may change, what shapes a loss may not."""
     flexible = {"epochs", "evaluate_every", "checkpoint_every", "patience"}
-    if config.training.schedule == "cosine":  # its shape depends on the number of epochs
+    if config.training.schedule == "cosine" or _reassigns_by_epochs(config):  # what depends on the number of epochs
         flexible.discard("epochs")
     return RunIdentity(
         graph=shards.fingerprint,
@@ -167,6 +169,12 @@ def run_identity(config: RunConfig, shards: ShardSet) -> RunIdentity:
         seed=config.seed,
         dtype=config.dtype,
     )
+
+
+def _reassigns_by_epochs(config: RunConfig) -> bool:
+    """Whether the widths' periods are a share of the run."""
+    method = config.method
+    return method.quantises and not method.reassign_every and isinstance(width_rule(config), RandomRule | AdaptiveRule)
 
 
 def trace_manifest(
@@ -218,13 +226,22 @@ def cpu_name() -> str:
 
 
 def _summarize(config: RunConfig, session: RankSession) -> ProgramSummary:
-    return summarize(walk(find_method(config.method.name).epoch(session.view)))
+    return summarize(walk(session.executor.method.epoch(session.view)))
 
 
 def _wire_bytes(world_size: int, summary: ProgramSummary) -> dict[str, int]:
     """Bytes one rank sends an epoch; a ring all-reduce sends 2 (K − 1) / K of the bucket."""
     reduced = 2 * (world_size - 1) * summary.reduce_bytes // world_size
     return {"exchange": summary.exchange_bytes, "total": summary.exchange_bytes + reduced}
+
+
+def _bits_of_result(trainer: Trainer) -> dict[str, Any]:
+    """For quantised messages: rank 0's widths by now, and every assignment of the run."""
+    messages = trainer.session.executor.messages
+    if messages is None:
+        return {}
+    histogram = {str(bits): count for bits, count in histogram_of(messages.widths).items()}
+    return {"bits": histogram, "assignments": [each.to_json() for each in trainer.assignments]}
 
 
 def run_result(
@@ -259,6 +276,7 @@ def run_result(
         "footprint": footprints,
         "metric": trainer.metric,
         "accuracy": {split: None if np.isnan(score) else score for split, score in trainer.scores.items()},
+        **_bits_of_result(trainer),
         "best_validation": {"epoch": trainer.progress.best_epoch, "score": trainer.progress.best_validation},
         "versions": {"halocast": halocast.__version__, **versions()},
         "files": {name: str(path) for name, path in files.items()},

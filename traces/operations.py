@@ -88,10 +88,20 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Aggregate(Operation):
-    """``target[part] = A[part, :] source`` forward, ``Aᵀ`` backward."""
+    """``target[part] = A[part, columns] source`` forward, ``Aᵀ`` backward.
 
+    Marginal rows may be summed in steps, forward: first over their OWN columns, then, adding to that, over the HALO
+    columns of one `peer` after another, as its rows land.
+    """
+
+    columns: Part = Part.ALL
+    peer: int = -1
     source: str = field(default="", compare=False)
     target: str = field(default="", compare=False)
+
+    @property
+    def detail(self) -> str:
+        return "" if self.columns is Part.ALL else f"{self.columns.value} columns"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +131,11 @@ class Apply(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Quantize(Operation):
-    """Gather the rows an exchange sends into one wire buffer per peer, encoded at `work.bits` bits (32: as they are)."""
+    """Gather the rows an exchange sends into one wire buffer per peer, encoded at `work.bits` bits.
+
+    `work.bits` is 0 where rows differ in width; the messages' histograms say how many rows have which. Plain training
+    gathers rows as they are.
+    """
 
     source: str = field(default="", compare=False)
     target: str = field(default="", compare=False)
@@ -129,7 +143,7 @@ class Quantize(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Dequantize(Operation):
-    """Decode what one peer sent and add it to the rows it belongs to, as gradients are."""
+    """Decode what one peer sent into the halo rows it belongs to (forward), or add it to own rows (gradients)."""
 
     peer: int = -1
     source: str = field(default="", compare=False)
@@ -174,8 +188,12 @@ class Step(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Keep(Operation):
-    """A buffer comes to life: `work.rows` × `work.dim_out` values, `work.bytes_out` bytes."""
+    """A buffer comes to life: `work.rows` × `work.dim_out` values, `work.bytes_out` bytes.
 
+    `is_wire`: a buffer of encoded messages, plain bytes.
+    """
+
+    is_wire: bool = False
     name: str = field(default="", compare=False)
 
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from halocast.traces.operations import Part
+from halocast.traces.operations import Direction, Part
+from halocast.traces.wire import BitHistogram
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,8 @@ class PartStatistics:
     """Entries of the central rows of A, without the diagonal."""
     nnz_marginal: int
     """Entries of the marginal rows of A over own and halo columns, without the diagonal."""
-    nnz_halo: int
-    """Those of them in halo columns: also the entries of the halo rows of Aᵀ."""
+    nnz_halo_from: tuple[int, ...]
+    """Those of them in the halo columns of each peer: also the entries of those halo rows of Aᵀ."""
     halo_from: tuple[int, ...]
     """Rows received from each peer in a forward exchange."""
     boundary_to: tuple[int, ...]
@@ -95,6 +96,11 @@ class PartStatistics:
     @property
     def halo(self) -> int:
         return sum(self.halo_from)
+
+    @property
+    def nnz_halo(self) -> int:
+        """Entries of the marginal rows in halo columns."""
+        return sum(self.nnz_halo_from)
 
     @property
     def boundary(self) -> int:
@@ -145,6 +151,24 @@ class PartStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class ExchangeBits:
+    """Rows of each width in one rank's messages of one layer and direction; one histogram a peer."""
+
+    outgoing: tuple[BitHistogram, ...]
+    incoming: tuple[BitHistogram, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BitAssignment:
+    """The widths of a rank's quantised messages, as far as a program needs them: how many rows have which width."""
+
+    exchanges: Mapping[tuple[int, Direction], ExchangeBits]
+    """By (layer, direction)."""
+    rotated: bool = False
+    """Whether rows of 1 and 2 bits use the rotated codec."""
+
+
+@dataclass(frozen=True, slots=True)
 class RankView:
     """All that a program may ask about the rank it runs on."""
 
@@ -155,6 +179,10 @@ class RankView:
     exact: ExactSavings = ExactSavings()
     value_bytes: int = 4
     """Bytes of one value in memory and, unquantised, on the wire."""
+    overlap: bool = True
+    """Compute central rows while messages fly, and marginal ones peer by peer; False: wait for all messages first."""
+    bits: BitAssignment | None = None
+    """Widths of quantised messages; None where the method sends rows as they are."""
 
     @property
     def peers_in_ring_order(self) -> tuple[int, ...]:

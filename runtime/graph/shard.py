@@ -27,7 +27,7 @@ from halocast.errors import MisuseError
 from halocast.runtime.graph.graph import Graph
 from halocast.traces.workload import PartStatistics
 
-SHARD_VERSION = 1
+SHARD_VERSION = 2
 MANIFEST = "manifest.json"
 
 Int64Array = npt.NDArray[np.int64]
@@ -284,13 +284,14 @@ def _statistics(graph: Graph, layout: _Layout, part: int, columns: tuple[Int64Ar
     sparse = not isinstance(graph.features, np.ndarray)
     stored = np.zeros(0, dtype=np.int64) if isinstance(graph.features, np.ndarray) else np.diff(graph.features.indptr)
     ranges = (own[: len(own) - marginal], own[len(own) - marginal :], halo)
+    owners = layout.assignment[halo[column[column >= len(own)] - len(own)]]
     central_values, marginal_values, halo_values = (int(stored[nodes].sum()) if sparse else 0 for nodes in ranges)
     return PartStatistics(
         central=len(own) - marginal,
         marginal=marginal,
         nnz_central=len(rows) - nnz_marginal,
         nnz_marginal=nnz_marginal,
-        nnz_halo=int((column >= len(own)).sum()),
+        nnz_halo_from=tuple(int(count) for count in np.bincount(owners, minlength=layout.parts)),
         halo_from=tuple(int(count) for count in layout.halo_from[part]),
         boundary_to=tuple(int(layout.halo_from[peer][part]) for peer in range(layout.parts)),
         labelled=int(graph.train_mask[own].sum()),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from halocast.runtime.programs.adaqp import AdaQP
 from halocast.runtime.programs.full import FullGraph
 
-METHODS = {method.name: method for method in (FullGraph(),)}
+METHODS = {method.name: method for method in (FullGraph(), AdaQP())}
 """Methods by the name that ``--method`` takes."""

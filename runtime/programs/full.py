@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +49,13 @@ class FullGraph:
 
     name = "full"
 
+    def layers(self, view: RankView) -> list[LayerProgram]:
+        """The layers as training runs them; another method puts its own kind here."""
+        return describe_layers(view)
+
     def epoch(self, view: RankView) -> Program:
         """Forward, loss, backward, all-reduce and step of one rank."""
-        layers = describe_layers(view)
+        layers = self.layers(view)
         for layer in layers:
             yield from layer.forward(training=True)
         last = layers[-1]
@@ -73,13 +77,14 @@ class FullGraph:
         yield Step(work=Work(rows=sum(spec.parameters for spec in view.layers)))
 
     def evaluation(self, view: RankView) -> Program:
-        """Forward only; leaves the logits of the own rows in the buffer `LOGITS`."""
+        """Forward only, rows sent as they are; leaves the logits of the own rows in the buffer `LOGITS`."""
         for layer in describe_layers(view):
             yield from layer.forward(training=False)
 
 
-def describe_layers(view: RankView) -> list[LayerProgram]:
-    """One `LayerProgram` a layer, with the buffer shapes its neighbours imply."""
+def describe_layers(view: RankView, kind: type[LayerProgram] | None = None) -> list[LayerProgram]:
+    """One `LayerProgram` (or a `kind` of it) a layer, with the buffer shapes its neighbours imply."""
+    kind = kind or LayerProgram
     schedules = schedule_layers(view)
     last = len(schedules) - 1
     programs = []
@@ -89,8 +94,14 @@ def describe_layers(view: RankView) -> list[LayerProgram]:
             following = schedules[index + 1]
             if following.sends_forward and following.order is not Order.TRANSFORM_FIRST:
                 output_rows = Part.ALL
-        programs.append(LayerProgram(view, index, spec, schedule, output_rows, is_last=index == last))
+        programs.append(kind(view, index, spec, schedule, output_rows, is_last=index == last))
     return programs
+
+
+def width_of(messages: Iterable[PeerMessage]) -> int:
+    """The one width of all messages' rows, or 0 where they differ."""
+    widths = {bits for message in messages for bits, _ in message.bit_histogram}
+    return widths.pop() if len(widths) == 1 else 0
 
 
 @dataclass(frozen=True)
@@ -182,11 +193,24 @@ class LayerProgram:
             yield self.transform(Stage.WHOLE, FORWARD, Part.OWN)
             return
         flight = yield from self.send_boundary(self.source)
+        if not self.view.overlap:
+            yield from self.receive_halo(flight)
+            yield self.aggregate(FORWARD, Part.OWN, self.source, self.aggregated)
+            yield self.transform(Stage.WHOLE, FORWARD, Part.OWN)
+            return
         yield self.aggregate(FORWARD, Part.CENTRAL, self.source, self.aggregated)
         yield self.transform(Stage.WHOLE, FORWARD, Part.CENTRAL)
-        yield from self.receive_halo(flight)
-        yield self.aggregate(FORWARD, Part.MARGINAL, self.source, self.aggregated)
+        yield from self.aggregate_marginal(flight, self.source, self.aggregated)
         yield self.transform(Stage.WHOLE, FORWARD, Part.MARGINAL)
+
+    def aggregate_marginal(self, flight: Any, source: str, target: str) -> Steps:
+        """Sum the marginal rows' own columns, then each peer's, in ring order, as its messages land."""
+        yield self.aggregate(FORWARD, Part.MARGINAL, source, target, columns=Part.OWN)
+        for peer in self.view.peers_in_ring_order:
+            yield from self.receive_halo_from(peer, flight)
+            if self.view.part.halo_from[peer]:
+                yield self.aggregate(FORWARD, Part.MARGINAL, source, target, columns=Part.HALO, peer=peer)
+        yield from self.release_wires(FORWARD)
 
     def transform_then_aggregate(self) -> Steps:
         target = self.preactivation
@@ -198,12 +222,17 @@ class LayerProgram:
         else:
             yield self.transform(Stage.PROJECT, FORWARD, Part.MARGINAL)
             flight = yield from self.send_boundary(self.projected)
-            yield self.transform(Stage.PROJECT, FORWARD, Part.CENTRAL)
-            yield self.aggregate(FORWARD, Part.CENTRAL, self.projected, target)
-            yield self.transform(Stage.FINISH, FORWARD, Part.CENTRAL)
-            yield from self.receive_halo(flight)
-            yield self.aggregate(FORWARD, Part.MARGINAL, self.projected, target)
-            yield self.transform(Stage.FINISH, FORWARD, Part.MARGINAL)
+            if self.view.overlap:
+                yield self.transform(Stage.PROJECT, FORWARD, Part.CENTRAL)
+                yield self.aggregate(FORWARD, Part.CENTRAL, self.projected, target)
+                yield self.transform(Stage.FINISH, FORWARD, Part.CENTRAL)
+                yield from self.aggregate_marginal(flight, self.projected, target)
+                yield self.transform(Stage.FINISH, FORWARD, Part.MARGINAL)
+            else:
+                yield from self.receive_halo(flight)
+                yield self.transform(Stage.PROJECT, FORWARD, Part.CENTRAL)
+                yield self.aggregate(FORWARD, Part.OWN, self.projected, target)
+                yield self.transform(Stage.FINISH, FORWARD, Part.OWN)
         yield Free(self.index, name=self.projected)
 
     def apply_forward(self) -> Steps:
@@ -211,8 +240,11 @@ class LayerProgram:
             yield from self.apply_and_finish(Part.OWN)
             return
         flight = yield from self.send_boundary(self.source)
+        if not self.view.overlap:
+            yield from self.receive_halo(flight)
         yield from self.apply_and_finish(Part.CENTRAL)
-        yield from self.receive_halo(flight)
+        if self.view.overlap:
+            yield from self.receive_halo(flight)
         yield from self.apply_and_finish(Part.MARGINAL)
 
     def apply_and_finish(self, part: Part) -> Steps:
@@ -281,6 +313,8 @@ class LayerProgram:
         yield self.transform(Stage.INPUTS, BACKWARD, Part.MARGINAL, target=inner)
         yield self.aggregate(BACKWARD, Part.HALO, inner, self.input_gradient)
         flight = yield from self.send_halo_gradients(self.input_gradient)
+        if not self.view.overlap:
+            yield from self.wait_for_gradients(flight)
         yield self.transform(Stage.INPUTS, BACKWARD, Part.CENTRAL, target=inner)
         yield self.aggregate(BACKWARD, Part.OWN, inner, self.input_gradient)
         yield Free(self.index, name=inner)
@@ -296,6 +330,8 @@ class LayerProgram:
         if self.schedule.sends_backward:
             yield self.aggregate(BACKWARD, Part.HALO, self.gradient, inner)
             flight = yield from self.send_halo_gradients(inner)
+            if not self.view.overlap:
+                yield from self.wait_for_gradients(flight)
             yield self.aggregate(BACKWARD, Part.OWN, self.gradient, inner)
             yield from self.receive_boundary_gradients(flight, inner)
             rows = Part.OWN
@@ -319,6 +355,8 @@ class LayerProgram:
             return (yield from self.reduce_gradients())
         yield self.apply(BACKWARD, Part.MARGINAL, self.gradient, target)
         flight = (yield from self.send_halo_gradients(target)) if self.schedule.sends_backward else None
+        if self.schedule.sends_backward and not self.view.overlap:
+            yield from self.wait_for_gradients(flight)
         yield self.apply(BACKWARD, Part.CENTRAL, self.gradient, target)
         reduction = yield from self.reduce_gradients()
         if self.schedule.sends_backward:
@@ -360,18 +398,34 @@ class LayerProgram:
         yield Quantize(
             self.index,
             FORWARD,
-            work=Work(rows=part.boundary, dim_in=dim, dim_out=dim, bytes_out=size, bits=self.bits),
+            work=Work(rows=part.boundary, dim_in=dim, dim_out=dim, bytes_out=size, bits=8 * self.view.value_bytes),
             source=rows,
             target=self.wire,
         )
         return (yield self.exchange(FORWARD, part.boundary_to, part.halo_from, self.wire, rows))
 
     def receive_halo(self, flight: Any) -> Steps:
-        part = self.view.part
+        """All peers' rows, in ring order."""
         for peer in self.view.peers_in_ring_order:
-            if part.halo_from[peer] or part.boundary_to[peer]:
-                yield Wait(self.index, FORWARD, peer=peer, flight=flight)
-        yield Free(self.index, name=self.wire)
+            yield from self.receive_halo_from(peer, flight)
+        yield from self.release_wires(FORWARD)
+
+    def receive_halo_from(self, peer: int, flight: Any) -> Steps:
+        """One peer's rows: they arrive in place."""
+        part = self.view.part
+        if part.halo_from[peer] or part.boundary_to[peer]:
+            yield Wait(self.index, FORWARD, peer=peer, flight=flight)
+
+    def release_wires(self, direction: Direction) -> Steps:
+        """Free the exchange's wire buffers, once all of it has landed."""
+        yield Free(self.index, direction, name=self.wire if direction is FORWARD else self.gradient_wire)
+
+    def wait_for_gradients(self, flight: Any) -> Steps:
+        """Without overlap: nothing else runs until all gradients are here."""
+        rows_out, rows_in = self.backward_rows
+        for peer in self.view.peers_in_ring_order:
+            if rows_out[peer] or rows_in[peer]:
+                yield Wait(self.index, BACKWARD, peer=peer, flight=flight)
 
     def send_halo_gradients(self, gradients: str) -> Generator[Operation, Any, Any]:
         """Send the halo rows' gradients to their owners straight from where they were summed."""
@@ -384,27 +438,23 @@ class LayerProgram:
     def receive_boundary_gradients(self, flight: Any, gradients: str) -> Steps:
         """Add each peer's share in ring order, so that the sums do not depend on which message lands first."""
         rows_out, rows_in = self.backward_rows
-        dim = self.exchange_dim
         for peer in self.view.peers_in_ring_order:
-            if rows_out[peer] or rows_in[peer]:
+            if self.view.overlap and (rows_out[peer] or rows_in[peer]):
                 yield Wait(self.index, BACKWARD, peer=peer, flight=flight)
-            if not rows_in[peer]:
-                continue
-            yield Dequantize(
-                self.index,
-                BACKWARD,
-                work=Work(
-                    rows=rows_in[peer],
-                    dim_in=dim,
-                    dim_out=dim,
-                    bytes_in=rows_in[peer] * dim * self.view.value_bytes,
-                    bits=self.bits,
-                ),
-                peer=peer,
-                source=self.gradient_wire,
-                target=gradients,
-            )
-        yield Free(self.index, BACKWARD, name=self.gradient_wire)
+            if rows_in[peer]:
+                yield self.dequantize(BACKWARD, peer, rows_in[peer], self.gradient_wire, gradients)
+        yield from self.release_wires(BACKWARD)
+
+    def dequantize(self, direction: Direction, peer: int, rows: int, source: str, target: str) -> Dequantize:
+        dim, message = self.exchange_dim, self.message(direction, peer, rows, incoming=True)
+        return Dequantize(
+            self.index,
+            direction,
+            work=Work(rows=rows, dim_in=dim, dim_out=dim, bytes_in=message.bytes, bits=width_of([message])),
+            peer=peer,
+            source=source,
+            target=target,
+        )
 
     @property
     def backward_rows(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -414,18 +464,11 @@ class LayerProgram:
             return part.labelled_halo_from, part.labelled_boundary_to
         return part.halo_from, part.boundary_to
 
-    @property
-    def bits(self) -> int:
-        return 8 * self.view.value_bytes
-
     def exchange(
         self, direction: Direction, rows_out: tuple[int, ...], rows_in: tuple[int, ...], source: str, target: str
     ) -> Exchange:
         dim = self.exchange_dim
-        outgoing, incoming = (
-            tuple(self.message(peer, count, dim) for peer, count in enumerate(counts) if count)
-            for counts in (rows_out, rows_in)
-        )
+        outgoing, incoming = self.messages(direction, rows_out), self.messages(direction, rows_in, incoming=True)
         return Exchange(
             self.index,
             direction,
@@ -436,7 +479,7 @@ class LayerProgram:
                 dim_out=dim,
                 bytes_out=sum(message.bytes for message in outgoing),
                 bytes_in=sum(message.bytes for message in incoming),
-                bits=self.bits,
+                bits=width_of(outgoing),
             ),
             outgoing=outgoing,
             incoming=incoming,
@@ -444,8 +487,14 @@ class LayerProgram:
             target=target,
         )
 
-    def message(self, peer: int, rows: int, dim: int) -> PeerMessage:
-        return PeerMessage(peer, rows, rows * dim * self.view.value_bytes, ((self.bits, rows),))
+    def messages(self, direction: Direction, rows: tuple[int, ...], *, incoming: bool = False) -> tuple[PeerMessage, ...]:
+        """One message a peer that has rows to send or receive."""
+        return tuple(self.message(direction, peer, count, incoming=incoming) for peer, count in enumerate(rows) if count)
+
+    def message(self, direction: Direction, peer: int, rows: int, *, incoming: bool = False) -> PeerMessage:
+        """Rows as they are; a method that encodes them says how long its messages are."""
+        value_bytes = self.view.value_bytes
+        return PeerMessage(peer, rows, rows * self.exchange_dim * value_bytes, ((8 * value_bytes, rows),))
 
     # -- operations with their work -----------------------------------------------------------------------------
 
@@ -455,11 +504,18 @@ class LayerProgram:
             self.index, part=part, work=Work(rows=rows, dim_out=dim, bytes_out=rows * dim * self.view.value_bytes), name=name
         )
 
-    def aggregate(self, direction: Direction, part: Part, source: str, target: str) -> Aggregate:
+    def aggregate(
+        self, direction: Direction, part: Part, source: str, target: str, *, columns: Part = Part.ALL, peer: int = -1
+    ) -> Aggregate:
         statistics, dim = self.view.part, self.exchange_dim
-        nnz = statistics.nnz(part, backward=direction is BACKWARD, self_loop=self.spec.self_loop)
-        work = Work(rows=statistics.rows(part), nnz=nnz, dim_in=dim, dim_out=dim, flops=2 * nnz * dim)
-        return Aggregate(self.index, direction, part, work, source=source, target=target)
+        rows = statistics.rows(part)
+        if columns is Part.HALO:  # edges go both ways: the rows beside a peer's nodes are those sent to it
+            rows, nnz = statistics.boundary_to[peer], statistics.nnz_halo_from[peer]
+        else:
+            nnz = statistics.nnz(part, backward=direction is BACKWARD, self_loop=self.spec.self_loop)
+            nnz -= statistics.nnz_halo if columns is Part.OWN else 0
+        work = Work(rows=rows, nnz=nnz, dim_in=dim, dim_out=dim, flops=2 * nnz * dim)
+        return Aggregate(self.index, direction, part, work, columns=columns, peer=peer, source=source, target=target)
 
     def apply(self, direction: Direction, part: Part, source: str, target: str) -> Apply:
         statistics, spec = self.view.part, self.spec

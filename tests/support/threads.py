@@ -5,6 +5,7 @@ Ranks take turns: one runs until it has to wait for another.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import threading
@@ -19,6 +20,7 @@ from halocast.runtime.exchange.transport import MessageList
 
 Answer = TypeVar("Answer")
 PATIENCE_S = 60
+POLLS_A_SECOND = 20
 
 
 class Hub:
@@ -28,7 +30,7 @@ class Hub:
         self.world_size = world_size
         self.mail: dict[tuple[int, int], queue.Queue[torch.Tensor]] = defaultdict(queue.Queue)
         self.shared: dict[str, dict[int, Any]] = defaultdict(dict)
-        self.sums: dict[int, list[torch.Tensor]] = defaultdict(list)
+        self.sums: dict[int, dict[int, torch.Tensor]] = defaultdict(dict)
         self.sent_bytes: list[tuple[int, int, int]] = []  # (from, to, bytes)
         self.turn = threading.Lock()  # one rank runs at a time: NumPy's loader and torch's generator are not thread-safe
         self.barrier = threading.Barrier(world_size)
@@ -36,7 +38,12 @@ class Hub:
     def receive(self, sender: int, receiver: int) -> torch.Tensor:
         self.turn.release()
         try:
-            return self.mail[sender, receiver].get(timeout=PATIENCE_S)
+            for _ in range(PATIENCE_S * POLLS_A_SECOND):
+                with contextlib.suppress(queue.Empty):
+                    return self.mail[sender, receiver].get(timeout=1 / POLLS_A_SECOND)
+                if self.barrier.broken:  # a rank failed: nobody will write
+                    raise threading.BrokenBarrierError
+            raise TimeoutError(f"rank {receiver} waited in vain for rank {sender}")
         finally:
             self.turn.acquire()
 
@@ -94,11 +101,12 @@ class ThreadTransport:
 
     def start_all_reduce(self, values: torch.Tensor) -> ThreadSum:
         number, self._sums = self._sums, self._sums + 1
-        self._hub.sums[number].append(values)
+        self._hub.sums[number][self.rank] = values
 
         def finish() -> None:
             self._hub.meet()
-            total = torch.stack(self._hub.sums[number]).sum(0)
+            shares = self._hub.sums[number]  # summed in the order of ranks, whoever came first
+            total = torch.stack([shares[rank] for rank in range(self.world_size)]).sum(0)
             self._hub.meet()
             values.copy_(total)
 

@@ -97,6 +97,9 @@ class TrainingProgress:
             self._say(f"{event['text']} ...")
         elif kind == "resumed":
             self._say(f"resumed after epoch {event['epoch']} from {event['checkpoint']}")
+        elif kind == "assignment":
+            shares = ", ".join(f"{count:,} at {bits} bits" for bits, count in event["histogram"].items())
+            self._say(f"widths from epoch {event['epoch']} on: rank 0 sends {shares} ({1000 * event['seconds']:.0f} ms)")
         elif kind == "epoch":
             self._epoch(event)
 

@@ -82,6 +82,11 @@ def _kernels() -> Finding:
     from halocast.runtime import kernels
 
     try:
-        return Finding("kernels", f"{kernels.isa()} (this machine can run {', '.join(kernels.available_isas())})", ok=True)
+        reason = kernels.why_not_native()
+        if reason is not None:
+            return Finding("kernels", f"{reason}; until then torch operations stand in, many times slower", ok=False)
+        codec = "with CUDA codec" if kernels.has_cuda_codec() else "built without CUDA"
+        runnable = ", ".join(kernels.available_isas())
+        return Finding("kernels", f"{kernels.isa()} (this machine can run {runnable}), {codec}", ok=True)
     except HalocastError as error:
         return Finding("kernels", str(error), ok=False)

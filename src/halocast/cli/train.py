@@ -20,6 +20,7 @@ def train(
     run: str = "",
     *,
     method: str | None = None,
+    bits: str | None = None,
     ranks: int | None = None,
     model: str | None = None,
     layers: int | None = None,
@@ -44,7 +45,9 @@ def train(
         A run file (.toml) or a graph: a known name (see ``halocast datasets``), an .npz or .csv path, pyg:NAME, ogb:NAME or
         generated:KEY=VALUE,... Not needed with --resume.
     method:
-        Training method: full.
+        Training method: full (rows sent as they are) or adaqp (quantised messages).
+    bits:
+        Widths of adaqp's messages: 1 to 6, 8, 16, 32; random; adaptive; or an .npz with a width a message.
     ranks:
         Processes that share the graph.
     model:
@@ -81,6 +84,7 @@ def train(
         raise MisuseError("--resume needs --out, the run folder to go on with")
     flags = {
         "method.name": method,
+        "method.bits": bits,
         "ranks": ranks,
         "model.layer": model,
         "model.layers": layers,

@@ -1,0 +1,129 @@
+// The kernels, and how many threads they get. Compile without fused multiply-adds, as every implementation of the wire
+// format.
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "launch.h"
+#include "rotate.h"
+
+namespace halocast::codec {
+namespace {
+
+constexpr int block_warps = 4;
+constexpr int block_threads = block_warps * warp_lanes;
+constexpr int block_memory = 48 << 10;  // shared memory that every GPU grants without asking
+
+__device__ __forceinline__ std::int64_t warp_number() {
+  return static_cast<std::int64_t>(blockIdx.x) * (blockDim.x / warp_lanes) + threadIdx.x / warp_lanes;
+}
+
+// The warps after those of the rows write the headers.
+template <int lanes, int vector, bool whole>
+__global__ void __launch_bounds__(block_threads) pack_kernel(const PackJob job, std::int64_t row_warps) {
+  __shared__ __align__(16) std::uint8_t staging[block_warps * warp_staging<lanes>];
+  const std::int64_t number = warp_number();
+  if (number < row_warps) {
+    pack_rows<lanes, vector, whole>(Warp(), job, number * (warp_lanes / lanes),
+                                    staging + threadIdx.x / warp_lanes * warp_staging<lanes>);
+  } else {
+    const std::int64_t message = (number - row_warps) * warp_lanes + threadIdx.x % warp_lanes;
+    if (message < job.messages) write_header(job, message);
+  }
+}
+
+template <int vector>
+__global__ void __launch_bounds__(block_threads) unpack_kernel(const UnpackJob job, int lanes) {
+  const auto thread = static_cast<int>(threadIdx.x);
+  const std::int64_t first_row = static_cast<std::int64_t>(blockIdx.x) * (block_threads / lanes);
+  unpack_row<vector>(job, first_row + thread / lanes, thread % lanes, lanes);
+}
+
+extern __shared__ __align__(16) std::uint8_t rows_memory[];
+
+__device__ __forceinline__ RotatedMemory memory_of_warp(std::int64_t dim) {
+  const auto row_dim = static_cast<int>(dim);
+  return rotated_memory(rows_memory + threadIdx.x / warp_lanes * rotated_bytes(row_dim), row_dim);
+}
+
+__global__ void __launch_bounds__(block_threads) pack_rotated_kernel(const PackJob job) {
+  const std::int64_t number = warp_number();
+  if (number < job.pack.records.count) pack_rotated(Warp(), job, number, memory_of_warp(job.pack.records.dim));
+}
+
+__global__ void __launch_bounds__(block_threads) unpack_rotated_kernel(const UnpackJob job) {
+  const std::int64_t number = warp_number();
+  if (number < job.unpack.records.count) unpack_rotated(Warp(), job, number, memory_of_warp(job.unpack.records.dim));
+}
+
+std::int64_t blocks_for(std::int64_t items, std::int64_t block_items) { return (items + block_items - 1) / block_items; }
+
+// Calls start(blocks, stream), unless there is nothing to do, and reports what CUDA has to say.
+template <class Start>
+void launch_named(const char* kernel, std::int64_t blocks, std::uintptr_t stream, const Start& start) {
+  if (blocks == 0) return;
+  start(static_cast<unsigned>(blocks), reinterpret_cast<cudaStream_t>(stream));
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("CUDA kernel ") + kernel + ": " + cudaGetErrorString(error));
+}
+
+// Warps and shared memory of a block that has one row of the rotated codec a warp.
+struct RotatedBlock {
+  int warps, bytes;
+};
+
+RotatedBlock rotated_block(const char* kernel, std::int64_t dim) {
+  if (dim > shared_rotated_dim)
+    throw std::runtime_error(std::string("CUDA kernel ") + kernel + ": rows of the rotated codec have at most " +
+                             std::to_string(shared_rotated_dim) + " values on a GPU, these have " + std::to_string(dim));
+  const int bytes = rotated_bytes(static_cast<int>(dim));
+  const int fitting = block_memory / bytes;
+  const int warps = fitting < block_warps ? fitting : block_warps;
+  return {warps, warps * bytes};
+}
+
+}  // namespace
+
+void launch(const PackJob& job, std::uintptr_t stream) {
+  const Records& records = job.pack.records;
+  const bool some_rotated = records.rounding == Rounding::rotated;
+  const RotatedBlock rotated = some_rotated ? rotated_block("pack_rotated", records.dim) : RotatedBlock{};
+  const Shape shape = pack_shape(job.pack);
+  with_shape(shape, [&](auto fixed) {
+    using Fixed = decltype(fixed);
+    const std::int64_t row_warps = blocks_for(records.count, warp_lanes / Fixed::lanes);
+    const std::int64_t warps = row_warps + blocks_for(job.messages, warp_lanes);
+    launch_named("pack", blocks_for(warps, block_warps), stream, [&](unsigned blocks, cudaStream_t on) {
+      pack_kernel<Fixed::lanes, Fixed::vector, Fixed::whole><<<blocks, block_threads, 0, on>>>(job, row_warps);
+    });
+  });
+  if (!some_rotated) return;
+  launch_named("pack_rotated", blocks_for(records.count, rotated.warps), stream, [&](unsigned blocks, cudaStream_t on) {
+    pack_rotated_kernel<<<blocks, rotated.warps * warp_lanes, rotated.bytes, on>>>(job);
+  });
+}
+
+void launch(const UnpackJob& job, std::uintptr_t stream) {
+  const Records& records = job.unpack.records;
+  const bool some_rotated = records.rounding == Rounding::rotated;
+  const RotatedBlock rotated = some_rotated ? rotated_block("unpack_rotated", records.dim) : RotatedBlock{};
+  const Shape shape = unpack_shape(job.unpack);
+  launch_named("unpack", blocks_for(records.count, block_threads / shape.lanes), stream,
+               [&](unsigned blocks, cudaStream_t on) {
+                 if (shape.vector == 4)
+                   unpack_kernel<4><<<blocks, block_threads, 0, on>>>(job, shape.lanes);
+                 else if (shape.vector == 2)
+                   unpack_kernel<2><<<blocks, block_threads, 0, on>>>(job, shape.lanes);
+                 else
+                   unpack_kernel<1><<<blocks, block_threads, 0, on>>>(job, shape.lanes);
+               });
+  if (!some_rotated) return;
+  launch_named("unpack_rotated", blocks_for(records.count, rotated.warps), stream,
+               [&](unsigned blocks, cudaStream_t on) {
+                 unpack_rotated_kernel<<<blocks, rotated.warps * warp_lanes, rotated.bytes, on>>>(job);
+               });
+}
+
+}  // namespace halocast::codec

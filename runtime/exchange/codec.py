@@ -1,0 +1,418 @@
+"""Halo messages as low-bit integers: rows of float32 to the bytes of the wire and back. docs/wire-format.md has every byte.
+
+A :class:`Layout` says where the records of some peers' messages lie in one wire buffer; :func:`pack` fills such a buffer in
+one call, :func:`unpack` checks and decodes the message of one peer. Rounding is stochastic (unbiased) with counter-based
+random bits, so a message is the same from every device, for any number of threads and any partition.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from halocast.errors import MisuseError, RunError, nearest
+from halocast.runtime import kernels, kernels_torch
+from halocast.traces import wire as wire_format
+
+MAGIC = 0x31514348
+"""The bytes "HCQ1"."""
+MAGNITUDE_LIMIT = 2.0**126
+"""Values must be smaller to be coded (or sent as bfloat16): the difference of two of them is finite."""
+ROTATED_MAGNITUDE_LIMIT = 2.0**56
+"""The same for rows of the rotated codec, whose squares are summed."""
+ROTATED_DIM_LIMIT = 1 << 15
+"""Rows of the rotated codec must be shorter."""
+
+_HEADER = struct.Struct("<IIIIIIQ")
+
+
+class Rounding(StrEnum):
+    """How a value becomes one of the levels beside it."""
+
+    STOCHASTIC = "stochastic"
+    """Up or down by chance, so that the mean of many messages is the value: what AdaQP's convergence needs."""
+    NEAREST = "nearest"
+    """To the nearer level: smaller errors, and a bias."""
+    ROTATED = "rotated"
+    """Rows of 1 and 2 bits after a random rotation, unbiased over the rotations; wider rows as STOCHASTIC."""
+
+    @property
+    def code(self) -> int:
+        """As the header's flags have it."""
+        return list(Rounding).index(self)
+
+
+class WireError(RunError):
+    """A message is not the one that was agreed; the text says what differs, the caller knows the peer and layer."""
+
+
+class UnsendableRowError(RunError):
+    """A row has a value that no code can stand for."""
+
+    def __init__(self, row: int, reason: str) -> None:
+        super().__init__(f"row {row} cannot be sent: {reason}")
+        self.row = row
+        """Its position among the packed rows."""
+        self.reason = reason
+        """"NaN", "infinity", "magnitude of 2^126 or more" or "negative value in a row declared non-negative"."""
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """Rows and where the record of each starts in a wire buffer."""
+
+    widths: Tensor
+    """uint8 ``[rows]``, bits of a value."""
+    offsets: Tensor
+    """int64 ``[rows]``, bytes."""
+    dim: int
+    one_sided: bool
+    """All values are known to be ≥ 0 (as after ReLU), so records carry no offset."""
+    rounding: Rounding
+
+    def __len__(self) -> int:
+        return self.widths.numel()
+
+
+@dataclass(frozen=True)
+class Message:
+    """One peer's part of a wire buffer."""
+
+    rows: slice
+    """Its rows among those of the layout."""
+    segment: slice
+    """Its bytes in the buffer."""
+    histogram: wire_format.BitHistogram
+    header: tuple[int, ...]
+    """(magic, flags, 0, rows, dim, CRC-32 of the widths, bytes): all but the stream's tag and epoch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layout(Records):
+    """Where the records of some peers' messages lie in one wire buffer; made where widths are assigned, used every epoch."""
+
+    bytes: int
+    """Length of all messages together."""
+    headers: Tensor
+    """uint8 ``[peers, 32]`` without tag and epoch."""
+    header_offsets: Tensor
+    """int64 ``[peers]``, where the messages start."""
+    messages: Mapping[int, Message]
+
+    @classmethod
+    def of(
+        cls,
+        widths: Tensor,
+        counts: Sequence[tuple[int, int]],
+        dim: int,
+        *,
+        one_sided: bool,
+        rounding: Rounding = Rounding.STOCHASTIC,
+        device: torch.device | str = "cpu",
+    ) -> Layout:
+        """Lay out messages one after the other. widths: uint8 ``[rows]`` on the CPU. counts: (peer, rows) in row order.
+
+        A peer without rows gets a message that is a header only. The tensors of the layout live on `device`. Raises
+        MisuseError for an unknown width, a wrong length, a peer named twice, and a dim that the format cannot express.
+        """
+        rounding = Rounding(rounding)
+        _check_layout(widths, counts, dim, rounding)
+        rotated = rounding is Rounding.ROTATED
+        sizes = torch.zeros(256, dtype=torch.int64)
+        for bits in wire_format.WIDTHS:
+            sizes[bits] = wire_format.record_bytes(bits, dim, one_sided=one_sided, rotated=rotated)
+        record_bytes = sizes[widths.int()]
+        ends = torch.cumsum(record_bytes, 0)
+        offsets = ends - record_bytes
+        messages: dict[int, Message] = {}
+        headers = bytearray()
+        row = start = 0
+        for number, (peer, count) in enumerate(counts, start=1):
+            rows = slice(row, row + count)
+            offsets[rows] += number * wire_format.HEADER_BYTES
+            stop = number * wire_format.HEADER_BYTES + (int(ends[rows.stop - 1]) if rows.stop else 0)
+            of_peer = widths[rows]
+            bits, occurrences = torch.unique(of_peer, return_counts=True)
+            histogram = tuple(zip(bits.tolist(), occurrences.tolist(), strict=True))
+            flags = int(one_sided) | rounding.code << 1
+            header = (MAGIC, flags, 0, count, dim, zlib.crc32(of_peer.numpy().tobytes()), stop - start)
+            headers += _HEADER.pack(*header)
+            messages[peer] = Message(rows, slice(start, stop), histogram, header)
+            row, start = rows.stop, stop
+        return cls(
+            widths=widths.to(device, copy=True),
+            offsets=offsets.to(device),
+            dim=dim,
+            one_sided=one_sided,
+            rounding=rounding,
+            bytes=start,
+            headers=torch.frombuffer(headers, dtype=torch.uint8).clone().view(-1, wire_format.HEADER_BYTES).to(device)
+            if headers
+            else torch.empty((0, wire_format.HEADER_BYTES), dtype=torch.uint8, device=device),
+            header_offsets=torch.tensor([m.segment.start for m in messages.values()], dtype=torch.int64, device=device),
+            messages=messages,
+        )
+
+    @property
+    def peers(self) -> tuple[int, ...]:
+        return tuple(self.messages)
+
+    def rows(self, peer: int) -> slice:
+        """The peer's rows among those of the layout."""
+        return self.messages[peer].rows
+
+    def segment(self, peer: int) -> slice:
+        """The bytes of the peer's message in the wire buffer."""
+        return self.messages[peer].segment
+
+    def histogram(self, peer: int) -> wire_format.BitHistogram:
+        """(bits, rows) of the peer's message, ascending bits."""
+        return self.messages[peer].histogram
+
+
+def pack(
+    rows: Tensor,
+    wire: Tensor,
+    layout: Layout,
+    stream: kernels.Stream,
+    nodes: Tensor,
+    *,
+    index: Tensor | None = None,
+    ranges: Tensor | None = None,
+) -> None:
+    """Write the messages of all peers: headers and records.
+
+    rows: float32 ``[M, dim]``, strided rows are fine. wire: uint8, at least ``layout.bytes`` long. stream: of purpose
+    rounding. nodes: int64 ``[layout rows]``, global ids, which with the stream decide the random bits. index: int32 or int64
+    ``[layout rows]``, the row of `rows` to send, trusted; without it `rows` has the layout's rows in order. ranges: float32
+    ``[layout rows]``, receives maximum − minimum of each row (one-sided: the maximum) whatever its width.
+
+    Raises UnsendableRowError for the lowest row with a NaN, an infinity, a magnitude of 2^126 or more or, where declared
+    non-negative, a value below 0 (rows of 32 bits are sent as they are); the buffer is then unspecified.
+    """
+    _check_rows("pack", "rows", rows, layout)
+    if index is None:
+        if rows.shape[0] != len(layout):
+            raise MisuseError(f"pack: rows has {rows.shape[0]} rows, the layout {len(layout)}; give an index to choose some")
+    else:
+        kernels._row_index("pack", index, rows)
+        kernels._vector("pack", "index", index, index.dtype, len(layout), rows.device)
+    _check_wire("pack", wire, rows)
+    if wire.numel() < layout.bytes:
+        raise MisuseError(f"pack: wire has {wire.numel()} bytes, the layout needs {layout.bytes}")
+    _check_stream("pack", stream)
+    kernels._vector("pack", "nodes", nodes, torch.int64, len(layout), rows.device)
+    kernels._optional("pack", "ranges", ranges, rows, len(layout))
+    offender = _pack(rows, wire, layout, layout.headers, layout.header_offsets, stream, nodes, index, ranges)
+    if offender >= 0:
+        row = rows[offender if index is None else int(index[offender])]
+        raise UnsendableRowError(offender, _reason(row, int(layout.widths[offender]), layout))
+
+
+def unpack(
+    wire: Tensor,
+    layout: Layout,
+    peer: int,
+    stream: kernels.Stream,
+    nodes: Tensor,
+    out: Tensor,
+    *,
+    index: Tensor | None = None,
+    accumulate: bool = False,
+) -> None:
+    """Check the message of one peer, then decode its rows into ``out[:rows]`` or ``out[index]``.
+
+    wire: uint8, the buffer of the whole layout. nodes: int64 ``[rows of the peer]``, global ids. out: float32 ``[N, dim]``.
+    index: int32 or int64 ``[rows of the peer]``, trusted, *without repeats*. accumulate: add to what is there.
+
+    Raises WireError where the message is shorter than agreed or its header differs in any field from what the layout and
+    the stream say; nothing is decoded then.
+    """
+    if peer not in layout.messages:
+        raise MisuseError(f"unpack: the layout has no message of peer {peer}; its peers: {', '.join(map(str, layout.peers))}")
+    message = layout.messages[peer]
+    count = message.rows.stop - message.rows.start
+    _check_rows("unpack", "out", out, layout)
+    if index is None:
+        if out.shape[0] < count:
+            raise MisuseError(f"unpack: out has {out.shape[0]} rows for the {count} of peer {peer}")
+    else:
+        kernels._row_index("unpack", index, out)
+        kernels._vector("unpack", "index", index, index.dtype, count, out.device)
+    _check_wire("unpack", wire, out)
+    _check_stream("unpack", stream)
+    kernels._vector("unpack", "nodes", nodes, torch.int64, count, out.device)
+    _check_header(wire[message.segment], message.header, stream)
+    offender = _unpack(wire, layout, message.rows, stream, nodes, out, index, accumulate)
+    if offender >= 0:
+        raise WireError(f"the record of row {offender} is not within the {wire.numel()} bytes of the buffer")
+
+
+def _pack(
+    rows: Tensor,
+    wire: Tensor,
+    records: Records,
+    headers: Tensor,
+    header_offsets: Tensor,
+    stream: kernels.Stream,
+    nodes: Tensor,
+    index: Tensor | None,
+    ranges: Tensor | None,
+) -> int:
+    """Pack checked tensors on whatever serves their device; returns the lowest row that cannot be sent, or −1."""
+    where = _implementation(rows)
+    if where is None:
+        kernels_torch.write_headers(headers, header_offsets, stream, wire)
+        return kernels_torch.pack(rows, wire, records, stream, nodes, index, ranges)
+    run, last = (
+        (kernels.native().pack, torch.get_num_threads()) if where == "cpu" else (kernels.native().pack_cuda, _queue(rows))
+    )
+    offender: int = run(
+        *kernels._place(rows), _is_index64(index), kernels._address(index), wire.data_ptr(), wire.numel(),
+        records.widths.data_ptr(), records.offsets.data_ptr(), len(records), records.dim, records.one_sided,
+        records.rounding.code, stream.seed, stream.epoch, stream.tag, nodes.data_ptr(), headers.data_ptr(),
+        header_offsets.data_ptr(), header_offsets.numel(), kernels._address(ranges), last,
+    )  # fmt: skip
+    return offender
+
+
+def _unpack(
+    wire: Tensor,
+    records: Records,
+    part: slice,
+    stream: kernels.Stream,
+    nodes: Tensor,
+    out: Tensor,
+    index: Tensor | None,
+    accumulate: bool,
+) -> int:
+    """Decode `part` of the records on whatever serves their device; returns a row that is not within the wire, or −1."""
+    where = _implementation(out)
+    widths, offsets = records.widths[part], records.offsets[part]
+    if where is None:
+        kernels_torch.unpack(wire, records, widths, offsets, stream, nodes, out, index, accumulate)
+        return -1
+    run, last = (
+        (kernels.native().unpack, torch.get_num_threads()) if where == "cpu" else (kernels.native().unpack_cuda, _queue(out))
+    )
+    offender: int = run(
+        wire.data_ptr(), wire.numel(), widths.data_ptr(), offsets.data_ptr(), widths.numel(), records.dim,
+        records.one_sided, records.rounding.code, stream.seed, stream.epoch, stream.tag, nodes.data_ptr(),
+        *kernels._place(out), _is_index64(index), kernels._address(index), accumulate, last,
+    )  # fmt: skip
+    return offender
+
+
+def _implementation(tensor: Tensor) -> str | None:
+    """Who serves this tensor: "cpu" or "cuda" of the native module, or ``None`` for plain torch.
+
+    `pack_cuda` and `unpack_cuda` take what `pack` and `unpack` take, in the same order, with the address of the CUDA
+    stream in the place of the number of threads; all addresses are the device's.
+    """
+    if kernels._is_native(tensor):
+        return "cpu"
+    return "cuda" if tensor.device.type == "cuda" and kernels.has_cuda_codec() else None
+
+
+def _queue(tensor: Tensor) -> int:
+    """Address of the CUDA stream that torch uses for the tensor's device."""
+    return torch.cuda.current_stream(tensor.device).cuda_stream
+
+
+def _is_index64(index: Tensor | None) -> bool:
+    return index is not None and index.dtype == torch.int64
+
+
+def _check_layout(widths: Tensor, counts: Sequence[tuple[int, int]], dim: int, rounding: Rounding) -> None:
+    if widths.dtype != torch.uint8 or widths.dim() != 1 or widths.device.type != "cpu":
+        raise MisuseError(
+            f"layout: widths must be uint8 [rows] on cpu, "
+            f"not {kernels._kind(widths.dtype)} {list(widths.shape)} on {widths.device}"
+        )
+    limit = ROTATED_DIM_LIMIT if rounding is Rounding.ROTATED else 1 << 32
+    if not 1 <= dim < limit:
+        raise MisuseError(f"layout: dim {dim} is out of range; allowed: 1 to {limit - 1} with {rounding} rounding")
+    expected = sum(count for _, count in counts)
+    if any(count < 0 for _, count in counts) or widths.numel() != expected:
+        raise MisuseError(f"layout: widths has {widths.numel()} entries, the peers have {expected} rows")
+    if len({peer for peer, _ in counts}) != len(counts):
+        raise MisuseError(f"layout: a peer is named twice among {[peer for peer, _ in counts]}")
+    known = torch.zeros(256, dtype=torch.bool)
+    known[list(wire_format.WIDTHS)] = True
+    unknown = torch.nonzero(~known[widths.int()])
+    if unknown.numel():
+        row = int(unknown[0])
+        width = int(widths[row])
+        raise MisuseError(f"layout: row {row} has width {width}{nearest(str(width), map(str, wire_format.WIDTHS))}")
+
+
+def _check_rows(where: str, what: str, rows: Tensor, layout: Layout) -> None:
+    if rows.dtype != torch.float32:
+        raise MisuseError(f"{where}: {what} is {kernels._kind(rows.dtype)}; messages are made of float32")
+    kernels._matrix(where, what, rows)
+    if rows.shape[1] != layout.dim:
+        raise MisuseError(f"{where}: {what} has dim {rows.shape[1]}, the layout {layout.dim}")
+    if rows.device != layout.offsets.device:
+        raise MisuseError(f"{where}: {what} is on {rows.device}, the layout on {layout.offsets.device}")
+
+
+def _check_wire(where: str, wire: Tensor, pattern: Tensor) -> None:
+    kernels._vector(where, "wire", wire, torch.uint8, wire.numel(), pattern.device)
+
+
+def _check_stream(where: str, stream: kernels.Stream) -> None:
+    if stream.purpose != kernels.PURPOSE_ROUNDING:
+        raise MisuseError(f"{where}: the stream's purpose is {stream.purpose}; rounding takes {kernels.PURPOSE_ROUNDING}")
+
+
+def _check_header(message: Tensor, header: tuple[int, ...], stream: kernels.Stream) -> None:
+    """Compare a message with what was agreed; raises WireError."""
+    magic, flags, _, rows, dim, crc, length = header
+    if message.numel() < length:
+        raise WireError(f"message is {message.numel()} bytes long, {length} were agreed")
+    if message.device.type == "cpu":
+        start = ctypes.string_at(message.data_ptr(), wire_format.HEADER_BYTES)
+    else:
+        start = message[: wire_format.HEADER_BYTES].cpu().numpy().tobytes()
+    found = _HEADER.unpack(start)
+    if found == (magic, stream.tag | flags, stream.epoch, rows, dim, crc, length):
+        return
+    if found[0] != magic:
+        raise WireError(f"message starts with {start[:4].hex(' ')}, not with {_HEADER.pack(*header)[:4].hex(' ')}")
+    if found[1] != stream.tag | flags:
+        raise WireError(f"message is of {_tag(found[1])}; {_tag(stream.tag | flags)} was agreed")
+    if found[2] != stream.epoch:
+        raise WireError(f"message is of epoch {found[2]}, {stream.epoch} is under way")
+    for what, is_there, agreed in (("rows", found[3], rows), ("values a row", found[4], dim), ("bytes", found[6], length)):
+        if is_there != agreed:
+            raise WireError(f"message says it has {is_there} {what}, {agreed} were agreed")
+    raise WireError(f"the widths of the rows differ: their CRC-32 is {found[5]:#010x} in the message, {crc:#010x} here")
+
+
+def _tag(tag: int) -> str:
+    """Spell out the header's second word."""
+    codec = tag >> 1 & 3
+    rounding = list(Rounding)[codec].value if codec < len(Rounding) else f"unknown codec {codec}"
+    sides = "one-sided" if tag & 1 else "two-sided"
+    # Bits 3 to 7 mean nothing yet; a message that sets them comes from another version.
+    rest = f", unknown flags {tag & 0xF8:#04x}" if tag & 0xF8 else ""
+    return f"layer {tag >> 8 & 0xFFFF}, direction {tag >> 24 & 0xF}, purpose {tag >> 28}, {sides}, {rounding}{rest}"
+
+
+def _reason(row: Tensor, width: int, records: Records) -> str:
+    """Why a row cannot be sent."""
+    if row.isnan().any():
+        return "NaN"
+    if row.isinf().any():
+        return "infinity"
+    rotated = records.rounding is Rounding.ROTATED and width <= wire_format.ROTATED_WIDTH_LIMIT
+    if (row.abs() >= (ROTATED_MAGNITUDE_LIMIT if rotated else MAGNITUDE_LIMIT)).any():
+        return f"magnitude of 2^{56 if rotated else 126} or more"
+    return "negative value in a row declared non-negative"
