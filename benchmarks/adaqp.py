@@ -128,8 +128,8 @@ def table(title: str, rows: list[dict[str, Any]]) -> str:
     lines = [
         f"### {title}",
         "",
-        "| configuration | epoch ms | × plain, no overlap | × plain, overlap | exchange | wait ms | flight ms | flight cut | codec ms "
-        "| forward MB | backward MB |",
+        "| configuration | epoch ms | × plain, no overlap | × plain, overlap | exchange | wait ms | flight ms | flight cut "
+        "| codec ms | forward MB | backward MB |",
         "| --- " + "| ---: " * 10 + "|",
     ]
     for row in rows:

@@ -16,6 +16,7 @@ import torch
 
 from halocast.errors import HalocastError, MisuseError, RunError
 from halocast.runtime import kernels
+from halocast.runtime.bits.rules import FileRule
 from halocast.runtime.checkpoint import checkpoints, read_progress
 from halocast.runtime.config import RunConfig
 from halocast.runtime.features import DENSE_FROM
@@ -144,7 +145,9 @@ def _check_method(config: RunConfig) -> None:
         if method.bits is not None:
             raise MisuseError(f"method {method.name} sends rows as they are: leave method.bits out, or use --method adaqp")
         return
-    width_rule(config)
+    rule = width_rule(config)
+    if isinstance(rule, FileRule) and not rule.path.is_file():
+        raise MisuseError(f"method.bits: there is no file {rule.path}; give a width, random, adaptive or an .npz")
     if config.dtype != "float32":
         raise MisuseError(f"method adaqp sends float32 rows, not {config.dtype}: leave dtype out")
     unknown = sorted(set(method.adaptive.choices) - set(WIDTHS))

@@ -109,7 +109,7 @@ def with_first_bits(config: RunConfig, network: GraphNetwork, shards: ShardSet, 
         return view
     table = message_table(config, network, shards, view.rank)
     widths = first_widths(width_rule(config), table, config.seed)
-    return replace(view, bits=widths.assignment(table.own, rotated=config.method.rounding == Rounding.ROTATED))
+    return replace(view, bits=widths.assignment(table.own, rotated=Rounding(config.method.rounding) is Rounding.ROTATED))
 
 
 def width_rule(config: RunConfig) -> Rule:

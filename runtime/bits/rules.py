@@ -63,7 +63,7 @@ def parse_rule(value: int | str) -> Rule:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise MisuseError(f"bits = {value!r} is not allowed; allowed: {ALLOWED}")
     if isinstance(value, int):
-        return UniformRule(_width(value, "bits"))
+        return UniformRule(_width(value, f"bits = {value}"))
     text = value.strip()
     if text == "random":
         return RandomRule()
@@ -167,7 +167,9 @@ def read_width_file(path: Path | str, messages: Mapping[ArrayKey, int]) -> dict[
         with open_npz(Path(path)) as archive:
             return {key: _read_widths(archive, array_name(*key), count) for key, count in messages.items()}
     except GraphError as error:
-        raise MisuseError(f"widths: {error}") from error
+        raise MisuseError(f"widths: {' '.join(str(error).splitlines())}") from error
+    except RuntimeError as error:  # what zipfile raises on an array marked as encrypted
+        raise MisuseError(f"widths: {path}: the file is damaged ({error})") from error
 
 
 def _read_widths(archive: NpzReader, name: str, count: int) -> Widths:

@@ -1,0 +1,95 @@
+"""``halocast train --method adaqp`` as a user runs it: real processes, files, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tests.integration.training.test_train import GRAPH, SMALL, halocast
+
+from halocast.traces.trace import read_trace
+
+NO_SAVINGS = [
+    argument
+    for name in ("aggregate_features_once", "transform_first", "labelled_gradients_only", "keep_halo_features")
+    for argument in ("--set", f"method.exact.{name}=false")
+]
+COMMON = ["train", GRAPH, *SMALL, *NO_SAVINGS, "--ranks", "2", "--json"]
+
+
+def test_fewer_bits_move_fewer_bytes_and_the_trace_says_which(tmp_path: Path) -> None:
+    full = json.loads(halocast(*COMMON, "--epochs", "4", "--out", "full", cwd=tmp_path).stdout)
+    four = json.loads(
+        halocast(*COMMON, "--epochs", "4", "--method", "adaqp", "--bits", "4", "--out", "four", cwd=tmp_path).stdout
+    )
+    assert four["method"] == "adaqp"
+    assert set(four["bits"]) == {"4"}
+    assert four["exchange_bytes_per_epoch"] < 0.25 * full["exchange_bytes_per_epoch"]
+    assert four["loss"] == pytest.approx(full["loss"], rel=0.2)
+    trace = read_trace(tmp_path / "four" / "trace")
+    training = trace.messages[trace.messages["phase"] == "train"]
+    assert {bits for histogram in training["bits_out"] for bits, _ in histogram} == {4}
+    evaluation = trace.messages[trace.messages["phase"] == "evaluate"]
+    assert {bits for histogram in evaluation["bits_out"] for bits, _ in histogram} == {32}
+    spans = trace.spans[(trace.spans["phase"] == "train") & (trace.spans["epoch"] == 3) & (trace.spans["stream"] == "compute")]
+    assert {(op, direction) for op, direction in zip(spans["op"], spans["direction"], strict=True) if "uantize" in op} == {
+        (op, direction) for op in ("Quantize", "Dequantize") for direction in ("forward", "backward")
+    }
+    sent = training[training["epoch"] == 3]["bytes_out"].sum()
+    assert sent == four["exchange_bytes_per_epoch"]
+
+
+def test_an_adaptive_run_resumes_bit_for_bit_with_the_widths_it_had(tmp_path: Path) -> None:
+    adaptive = ["--method", "adaqp", "--set", "method.reassign_every=3", "--set", "method.adaptive.group_size=20"]
+    every = ["--set", "training.checkpoint_every=3", *adaptive]
+    whole = halocast(*COMMON, "--epochs", "10", "--out", "whole", *every, cwd=tmp_path)
+    assert "widths from epoch 3 on" in whole.stderr
+    halocast(*COMMON, "--epochs", "6", "--out", "broken", *every, cwd=tmp_path)
+    resumed = halocast("train", "--out", "broken", "--resume", "--epochs", "10", "--json", cwd=tmp_path)
+    assert "resumed after epoch 6" in resumed.stderr
+    tables = [pd.read_csv(tmp_path / name / "metrics.csv") for name in ("whole", "broken")]
+    assert tables[0]["loss"].tolist() == tables[1]["loss"].tolist()
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "broken")]
+    assert results[0]["bits"] == results[1]["bits"]
+    assert len(results[0]["bits"]) > 1
+    assert [each["epoch"] for each in results[0]["assignments"]] == [3, 6, 9]
+
+
+def test_a_run_whose_periods_are_shares_of_it_cannot_be_extended(tmp_path: Path) -> None:
+    halocast(*COMMON, "--epochs", "5", "--method", "adaqp", "--out", "run", cwd=tmp_path)
+    refused = halocast("train", "--out", "run", "--resume", "--epochs", "8", cwd=tmp_path, check=2)
+    assert "epochs 5 → 8" in refused.stderr.strip().splitlines()[-1]
+
+
+def test_dry_run_knows_the_bytes_of_quantised_messages(tmp_path: Path) -> None:
+    arguments = [*COMMON, "--method", "adaqp", "--bits", "random"]
+    foretold = json.loads(halocast(*arguments, "--dry-run", cwd=tmp_path).stdout)
+    result = json.loads(halocast(*arguments, "--epochs", "1", "--out", "run", cwd=tmp_path).stdout)
+    assert sum(rank["exchange_per_epoch"] for rank in foretold["ranks"]) == result["exchange_bytes_per_epoch"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--method", "adaqp", "--bits", "7"], "7"),
+        (["--method", "adaqp", "--bits", "adaptiv"], "adaptive"),
+        (["--method", "adaq"], "adaqp"),
+        (["--bits", "4"], "method full sends rows as they are"),
+        (["--method", "adaqp", "--set", "dtype=float64"], "adaqp sends float32 rows"),
+        (["--method", "adaqp", "--set", "method.adaptive.choices=[2,7]"], "width 7 is unknown"),
+        (["--method", "adaqp", "--bits", "nowhere.npz"], "nowhere.npz"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(arguments: list[str], line: str, tmp_path: Path) -> None:
+    refused = halocast(*COMMON, *arguments, "--out", "run", cwd=tmp_path, check=2)
+    assert line in refused.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_width_array_of_the_wrong_length_names_the_array(tmp_path: Path) -> None:
+    np.savez(tmp_path / "widths.npz", layer0_forward_rank0=np.full(3, 4, np.uint8))
+    refused = halocast(*COMMON, "--method", "adaqp", "--bits", "widths.npz", "--out", "run", cwd=tmp_path, check=2)
+    assert "layer0_forward_rank0" in refused.stderr.strip().splitlines()[-1]
