@@ -1,6 +1,6 @@
 """AdaQP beside plain full-graph training on shaped links: epoch time, exchange time and bytes, per method and graph.
 
-    python -m benchmarks.adaqp GRAPH.npz ... --ranks 4 8 --rates 4=200mbit 8=300mbit --out benchmarks/results
+    python -m benchmarks.adaqp GRAPH ... --ranks 4 8 --rates 4=200mbit 8=300mbit --out benchmarks/results
 
 Every configuration is a run of its own behind the same shaped links; configurations take turns within each repeat, and a
 ratio is taken within one repeat. Node features are replaced by `--dim` dense ones (a fixed random projection of the
@@ -19,14 +19,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
+from halocast.runtime.graph.datasets import load_graph
+from halocast.runtime.graph.npz import save_npz
 from halocast.traces.trace import read_trace
 
 NO_SAVINGS = [
@@ -45,20 +47,14 @@ CONFIGURATIONS = {
 PERIODS = 5
 
 
-def with_dense_features(path: Path, dim: int, folder: Path) -> Path:
+def with_dense_features(spec: str, dim: int, folder: Path) -> Path:
     """The graph with `dim` dense features a node: its own, projected at random (seed 0)."""
-    with np.load(path, allow_pickle=False) as graph:
-        arrays = {name: graph[name] for name in graph.files}
-    if "x" in arrays:
-        features: Any = arrays.pop("x").astype(np.float32)
-    else:
-        shape = tuple(arrays.pop("x_shape"))
-        features = sp.csr_matrix((arrays.pop("x_data"), arrays.pop("x_indices"), arrays.pop("x_indptr")), shape=shape)
-    projection = np.random.default_rng(0).standard_normal((features.shape[1], dim)).astype(np.float32)
-    projected = np.asarray(features @ (projection / np.sqrt(dim)), dtype=np.float32)
+    graph = load_graph(spec)
+    projection = np.random.default_rng(0).standard_normal((graph.feature_dim, dim)).astype(np.float32)
+    projected = np.asarray(graph.features @ projection, dtype=np.float32)
     projected /= np.sqrt((projected**2).mean()) + 1e-12
-    target = folder / f"{path.stem}.npz"
-    np.savez(target, **arrays, x=projected)
+    target = folder / f"{Path(spec).stem}.npz"
+    save_npz(replace(graph, features=projected), target)
     return target
 
 
@@ -145,7 +141,7 @@ def table(title: str, rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("graphs", nargs="+", type=Path)
+    parser.add_argument("graphs", nargs="+", help="a known name or an .npz")
     parser.add_argument("--ranks", nargs="+", type=int, default=[4])
     parser.add_argument("--rates", nargs="+", default=["4=300mbit", "8=300mbit"], help="RANKS=RATE, or GRAPH:RANKS=RATE")
     parser.add_argument("--models", nargs="+", default=["gcn"])
@@ -160,18 +156,19 @@ def main() -> None:
     rates = dict(each.split("=") for each in arguments.rates)
     results, text = [], []
     with tempfile.TemporaryDirectory() as folder:
-        for path in arguments.graphs:
-            graph = with_dense_features(path, arguments.dim, Path(folder))
+        for spec in arguments.graphs:
+            name = Path(spec).stem
+            graph = with_dense_features(spec, arguments.dim, Path(folder))
             for model in arguments.models:
                 for ranks in arguments.ranks:
-                    rate = rates.get(f"{path.stem}:{ranks}", rates.get(str(ranks), "300mbit"))
+                    rate = rates.get(f"{name}:{ranks}", rates.get(str(ranks), "300mbit"))
                     for savings in arguments.savings:
                         common = ["--model", model, "--hidden", str(arguments.hidden), "--ranks", str(ranks)]
                         common += ["--set", "model.norm=layer", "--hosts", f"shaped:{rate}"]
                         common += NO_SAVINGS if savings == "off" else []
                         rows = compare(graph, common, arguments.configurations, arguments.epochs, arguments.repeats)
-                        title = f"{path.stem}, {model}, {ranks} ranks at {rate}, savings {savings}"
-                        results.append({"title": title, "graph": path.stem, "model": model, "ranks": ranks, "rate": rate,
+                        title = f"{name}, {model}, {ranks} ranks at {rate}, savings {savings}"
+                        results.append({"title": title, "graph": name, "model": model, "ranks": ranks, "rate": rate,
                                         "savings": savings, "rows": rows})  # fmt: skip
                         text.append(table(title, rows))
                         print(text[-1], flush=True)
@@ -179,7 +176,7 @@ def main() -> None:
         today = date.today().isoformat()
         machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
         settings = {key: value for key, value in vars(arguments).items() if key not in ("graphs", "out")}
-        settings["graphs"] = [path.stem for path in arguments.graphs]
+        settings["graphs"] = [Path(spec).stem for spec in arguments.graphs]
         document = {"date": today, "machine": machine, "settings": settings, "results": results}
         (arguments.out / f"adaqp-{today}.json").write_text(json.dumps(document, indent=1) + "\n")
         head = f"# AdaQP beside plain training, {today}\n\n{machine}; {arguments.epochs} epochs, {arguments.repeats} repeats.\n"

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "codec.h"
+#include "codec_bits.h"
 #include "codec_row.h"
 
 namespace halocast::HALOCAST_ISA {

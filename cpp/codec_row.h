@@ -1,80 +1,224 @@
-// One row of the codec: its range, its codes, and back.
+// What one row of the codec needs on every processor: its range, its codes as a stream of bits, and back. The vector
+// versions in codec_avx2.h and codec_avx512.h give the same bytes.
 #pragma once
+
+#if defined(__BMI2__)
+#include <immintrin.h>
+#endif
 
 #include <cstring>
 
+#include "codec.h"
 #include "codec_core.h"
 
 namespace halocast::HALOCAST_ISA {
 namespace {
 
-// What decides a row's grid, and whether the row can be sent at all.
+// Rows whose extremes are found together.
+constexpr int group_rows = 8;
+
+// Room that random bits need behind the last element: vector code reads whole registers of them.
+constexpr std::int64_t random_padding = 64;
+
+// Extremes of the values' bits. As unsigned numbers, negative values are above positive ones and grow with their
+// magnitude; as signed numbers, positive values are on top. NaNs and infinities are beyond all others of their sign.
+struct BitExtremes {
+  std::uint32_t unsigned_max;
+  std::uint32_t unsigned_min;
+  std::int32_t signed_max;
+};
+
 struct RowRange {
   float minimum;
   float maximum;
-  bool sendable;
+  std::uint32_t magnitude;  // bits of the largest one; above those of every number if there is a NaN
 };
 
-inline RowRange range_of(const float* row, std::int64_t dim, bool one_sided, std::uint32_t limit) {
-  float minimum = row[0];
-  float maximum = row[0];
-  bool sendable = true;
-  for (std::int64_t j = 0; j < dim; ++j) {
-    const float x = row[j];
-    minimum = x < minimum ? x : minimum;
-    maximum = x > maximum ? x : maximum;
-    sendable &= (codec::bits_of(x) & 0x7fffffffu) < limit && !(one_sided && x < 0.0f);
-  }
-  return {minimum, maximum, sendable};
+inline RowRange range_of(const BitExtremes& extremes) {
+  constexpr std::uint32_t sign = 0x80000000u;
+  const bool has_negative = extremes.unsigned_max >= sign;
+  const bool has_positive = extremes.signed_max >= 0;
+  const auto positive = static_cast<std::uint32_t>(extremes.signed_max);
+  const std::uint32_t negative = extremes.unsigned_max ^ sign;
+  RowRange range;
+  range.minimum = codec::float_of(has_negative ? extremes.unsigned_max : extremes.unsigned_min);
+  range.maximum = codec::float_of(has_positive ? positive : extremes.unsigned_min);
+  range.magnitude = !has_negative || (has_positive && positive > negative) ? positive : negative;
+  return range;
 }
 
-inline void write_u16(std::uint8_t* to, std::uint16_t value) {
-  to[0] = static_cast<std::uint8_t>(value);
-  to[1] = static_cast<std::uint8_t>(value >> 8);
+// Memory that starts at any byte.
+typedef std::uint16_t UnalignedU16 __attribute__((aligned(1), may_alias));
+typedef std::uint32_t UnalignedU32 __attribute__((aligned(1), may_alias));
+typedef std::uint64_t UnalignedU64 __attribute__((aligned(1), may_alias));
+
+inline void write_u16(std::uint8_t* to, std::uint16_t value) { *reinterpret_cast<UnalignedU16*>(to) = value; }
+inline std::uint16_t read_u16(const std::uint8_t* from) { return *reinterpret_cast<const UnalignedU16*>(from); }
+
+// The lowest `bytes` bytes of a word; bytes is 1 to 8. No byte beyond is touched.
+inline void write_word(std::uint8_t* to, std::uint64_t word, std::int64_t bytes) {
+  if (bytes == 8) {
+    *reinterpret_cast<UnalignedU64*>(to) = word;
+    return;
+  }
+  if (bytes & 4) {
+    *reinterpret_cast<UnalignedU32*>(to) = static_cast<std::uint32_t>(word);
+    word >>= 32;
+    to += 4;
+  }
+  if (bytes & 2) {
+    *reinterpret_cast<UnalignedU16*>(to) = static_cast<std::uint16_t>(word);
+    word >>= 16;
+    to += 2;
+  }
+  if (bytes & 1) *to = static_cast<std::uint8_t>(word);
 }
 
-inline std::uint16_t read_u16(const std::uint8_t* from) { return static_cast<std::uint16_t>(from[0] | from[1] << 8); }
-
-// Codes as one stream of bits, lowest first.
-class BitWriter {
- public:
-  BitWriter(std::uint8_t* to, int width) : to_(to), width_(width) {}
-
-  void put(std::uint32_t code) {
-    pending_ |= code << count_;
-    count_ += width_;
-    for (; count_ >= 8; count_ -= 8, pending_ >>= 8) *to_++ = static_cast<std::uint8_t>(pending_);
+inline std::uint64_t read_word(const std::uint8_t* from, std::int64_t bytes) {
+  if (bytes == 8) return *reinterpret_cast<const UnalignedU64*>(from);
+  std::uint64_t word = 0;
+  int shift = 0;
+  if (bytes & 4) {
+    word = *reinterpret_cast<const UnalignedU32*>(from);
+    shift = 32;
+    from += 4;
   }
-
-  void finish() {
-    if (count_ > 0) *to_ = static_cast<std::uint8_t>(pending_);
+  if (bytes & 2) {
+    word |= static_cast<std::uint64_t>(*reinterpret_cast<const UnalignedU16*>(from)) << shift;
+    shift += 16;
+    from += 2;
   }
+  if (bytes & 1) word |= static_cast<std::uint64_t>(*from) << shift;
+  return word;
+}
 
- private:
-  std::uint8_t* to_;
-  int width_;
-  std::uint32_t pending_ = 0;
-  int count_ = 0;
-};
+constexpr std::uint64_t low_bits_of_bytes(int width) { return ((1u << width) - 1) * 0x0101010101010101u; }
 
-class BitReader {
- public:
-  BitReader(const std::uint8_t* from, int width) : from_(from), width_(width) {}
+// Eight codes, one a byte, to width bytes.
+template <int width>
+inline std::uint64_t compress8(std::uint64_t codes) {
+#if defined(__BMI2__)
+  return _pext_u64(codes, low_bits_of_bytes(width));
+#else
+  codes = (codes & 0x00ff00ff00ff00ffu) | (codes & 0xff00ff00ff00ff00u) >> (8 - width);
+  codes = (codes & 0x0000ffff0000ffffu) | (codes & 0xffff0000ffff0000u) >> (16 - 2 * width);
+  return (codes & 0x00000000ffffffffu) | codes >> 32 << 4 * width;
+#endif
+}
 
-  std::uint32_t get() {
-    for (; count_ < width_; count_ += 8) pending_ |= static_cast<std::uint32_t>(*from_++) << count_;
-    const std::uint32_t code = pending_ & ((1u << width_) - 1);
-    pending_ >>= width_;
-    count_ -= width_;
-    return code;
+// And back; bits above the lowest 8 * width are ignored.
+template <int width>
+inline std::uint64_t expand8(std::uint64_t packed) {
+#if defined(__BMI2__)
+  return _pdep_u64(packed, low_bits_of_bytes(width));
+#else
+  packed = (packed & ((1ull << 4 * width) - 1)) | packed >> 4 * width << 32;
+  packed = (packed & ((1ull << 2 * width) - 1) * 0x0000000100000001u) |
+           (packed << (16 - 2 * width) & ((1ull << 2 * width) - 1) * 0x0001000000010000u);
+  return (packed & ((1u << width) - 1) * 0x0001000100010001u) |
+         (packed << (8 - width) & ((1u << width) - 1) * 0x0100010001000100u);
+#endif
+}
+
+// Bytes of a stream of count codes.
+constexpr std::int64_t stream_bytes(std::int64_t count, int width) { return (count * width + 7) / 8; }
+
+// Writes count codes, one a byte, as a stream of bits, and no byte more. The bytes from count up to the next multiple of
+// eight must be zero.
+template <int width>
+inline void write_codes(const std::uint8_t* codes, std::int64_t count, std::uint8_t* out) {
+  static_assert(width < 8, "codes of eight bits are copied");
+  std::int64_t left = stream_bytes(count, width);
+  // Whole words may be stored as long as they end within the stream: what follows overwrites their upper bytes.
+  for (; left >= 8; left -= width, out += width, codes += 8)
+    *reinterpret_cast<UnalignedU64*>(out) = compress8<width>(*reinterpret_cast<const UnalignedU64*>(codes));
+  if (left == 0) return;
+  std::uint64_t word = 0;
+  for (int shift = 0; shift < 8 * left; shift += 8 * width, codes += 8)
+    word |= compress8<width>(*reinterpret_cast<const UnalignedU64*>(codes)) << shift;
+  write_word(out, word, left);
+}
+
+#if !defined(__AVX2__)
+
+inline void extremes_of(const float* const* rows, int count, std::int64_t dim, bool, BitExtremes* out) {
+  for (int i = 0; i < count; ++i) {
+    const float* const row = rows[i];
+    std::uint32_t unsigned_max = 0, unsigned_min = 0xffffffffu;
+    std::int32_t signed_max = -0x7fffffff - 1;
+    for (std::int64_t j = 0; j < dim; ++j) {
+      const std::uint32_t bits = codec::bits_of(row[j]);
+      const auto as_signed = static_cast<std::int32_t>(bits);
+      unsigned_max = bits > unsigned_max ? bits : unsigned_max;
+      unsigned_min = bits < unsigned_min ? bits : unsigned_min;
+      signed_max = as_signed > signed_max ? as_signed : signed_max;
+    }
+    out[i] = {unsigned_max, unsigned_min, signed_max};
   }
+}
 
- private:
-  const std::uint8_t* from_;
-  int width_;
-  std::uint32_t pending_ = 0;
-  int count_ = 0;
-};
+template <int width, bool one_sided, bool stochastic>
+void quantise(const float* in, std::int64_t count, const codec::Grid& grid, const std::uint16_t* random,
+              std::uint8_t* out) {
+  constexpr std::uint32_t top = (1u << width) - 1;
+  constexpr std::int64_t step = 64;
+  for (std::int64_t first = 0; first < count; first += step) {
+    std::uint8_t codes[step] = {};
+    const std::int64_t n = count - first < step ? count - first : step;
+    for (std::int64_t j = 0; j < n; ++j) {
+      const float x = one_sided ? in[first + j] : in[first + j] - grid.offset;
+      const std::int32_t fraction = __builtin_irintf(x * grid.inverse);
+      const std::uint32_t bits = stochastic ? random[first + j] : codec::nearest_bits;
+      codes[j] = static_cast<std::uint8_t>(codec::code_of(fraction, bits, top));
+    }
+    if constexpr (width == 8)
+      std::memcpy(out + first, codes, static_cast<std::size_t>(n));
+    else
+      write_codes<width>(codes, n, out + first / 8 * width);
+  }
+}
+
+template <int width, bool one_sided, bool accumulate>
+void dequantise(const std::uint8_t* in, std::int64_t count, float offset, float scale, float* out) {
+  for (std::int64_t first = 0; first < count; first += 8) {
+    const std::int64_t left = stream_bytes(count - first, width);
+    std::uint64_t codes = read_word(in + first / 8 * width, left < width ? left : width);
+    if constexpr (width < 8) codes = expand8<width>(codes);
+    const std::int64_t n = count - first < 8 ? count - first : 8;
+    for (std::int64_t j = 0; j < n; ++j) {
+      const float product = scale * static_cast<float>(static_cast<std::int32_t>(codes >> 8 * j & 0xffu));
+      const float value = one_sided ? product : offset + product;
+      out[first + j] = accumulate ? out[first + j] + value : value;
+    }
+  }
+}
+
+#endif
+
+inline void write_bfloat16(const float* in, std::int64_t count, std::uint8_t* record) {
+  auto* const out = reinterpret_cast<UnalignedU16*>(record);
+#pragma omp simd
+  for (std::int64_t j = 0; j < count; ++j) out[j] = codec::bfloat16_of(in[j]);
+}
+
+template <bool accumulate>
+void read_bfloat16(const std::uint8_t* record, std::int64_t count, float* out) {
+  const auto* const in = reinterpret_cast<const UnalignedU16*>(record);
+#pragma omp simd
+  for (std::int64_t j = 0; j < count; ++j)
+    out[j] = accumulate ? out[j] + codec::float_of_bfloat16(in[j]) : codec::float_of_bfloat16(in[j]);
+}
+
+template <bool accumulate>
+void read_float32(const std::uint8_t* record, std::int64_t count, float* out) {
+  if constexpr (accumulate) {
+    const auto* const in = reinterpret_cast<const UnalignedU32*>(record);
+#pragma omp simd
+    for (std::int64_t j = 0; j < count; ++j) out[j] += codec::float_of(in[j]);
+  } else {
+    std::memcpy(out, record, static_cast<std::size_t>(count) * sizeof(float));
+  }
+}
 
 }  // namespace
 }  // namespace halocast::HALOCAST_ISA

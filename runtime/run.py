@@ -33,7 +33,7 @@ from halocast.runtime.testbed import require_testbed
 from halocast.runtime.trainer import Event, RunFolder, write_json, write_text
 from halocast.runtime.worker import run_identity, run_rank, take_place, threads_per_rank
 from halocast.traces.operations import Part
-from halocast.traces.wire import WIDTHS
+from halocast.traces.wire import CODED_WIDTHS
 from halocast.traces.workload import RankView
 
 Emit = Callable[[Event], None]
@@ -150,10 +150,10 @@ def _check_method(config: RunConfig) -> None:
         raise MisuseError(f"method.bits: there is no file {rule.path}; give a width, random, adaptive or an .npz")
     if config.dtype != "float32":
         raise MisuseError(f"method adaqp sends float32 rows, not {config.dtype}: leave dtype out")
-    unknown = sorted(set(method.adaptive.choices) - set(WIDTHS))
+    unknown = sorted(set(method.adaptive.choices) - set(CODED_WIDTHS))
     if unknown or not method.adaptive.choices:
         what = f"width {unknown[0]} is unknown" if unknown else "no width to choose from"
-        raise MisuseError(f"method.adaptive.choices: {what}; allowed: {', '.join(map(str, WIDTHS))}")
+        raise MisuseError(f"method.adaptive.choices: {what}; allowed: {', '.join(map(str, CODED_WIDTHS))}")
 
 
 def find_shards(config: RunConfig, report: Callable[[str], None]) -> ShardSet:

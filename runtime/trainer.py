@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -179,10 +179,12 @@ class Trainer:
             return
         if epoch == self.config.training.epochs and not self.config.method.reassign_every:
             return  # the end; a run whose periods do not depend on its length may yet be extended
+        started = time.perf_counter()
         assigned = assigner.next(epoch, executor.messages.widths, executor.messages.ranges)
         if assigned is not None:
             widths, assignment = assigned
             executor.install_widths(widths)
+            assignment = replace(assignment, seconds=time.perf_counter() - started)
             self.assignments.append(assignment)
             self.emit({"event": "assignment", **assignment.to_json()})
             heartbeat()

@@ -21,7 +21,7 @@ __device__ __forceinline__ std::int64_t warp_number() {
 
 // The warps after those of the rows write the headers.
 template <int lanes, int vector, bool whole>
-__global__ void __launch_bounds__(block_threads) pack_kernel(const PackJob job, std::int64_t row_warps) {
+__global__ void __launch_bounds__(block_threads, 6) pack_kernel(const PackJob job, std::int64_t row_warps) {
   __shared__ __align__(16) std::uint8_t staging[block_warps * warp_staging<lanes>];
   const std::int64_t number = warp_number();
   if (number < row_warps) {
@@ -33,11 +33,11 @@ __global__ void __launch_bounds__(block_threads) pack_kernel(const PackJob job, 
   }
 }
 
-template <int vector>
-__global__ void __launch_bounds__(block_threads) unpack_kernel(const UnpackJob job, int lanes) {
+template <int lanes, int vector>
+__global__ void __launch_bounds__(block_threads) unpack_kernel(const UnpackJob job) {
   const auto thread = static_cast<int>(threadIdx.x);
   const std::int64_t first_row = static_cast<std::int64_t>(blockIdx.x) * (block_threads / lanes);
-  unpack_row<vector>(job, first_row + thread / lanes, thread % lanes, lanes);
+  unpack_row<lanes, vector>(job, first_row + thread / lanes, thread % lanes);
 }
 
 extern __shared__ __align__(16) std::uint8_t rows_memory[];
@@ -90,8 +90,7 @@ void launch(const PackJob& job, std::uintptr_t stream) {
   const Records& records = job.pack.records;
   const bool some_rotated = records.rounding == Rounding::rotated;
   const RotatedBlock rotated = some_rotated ? rotated_block("pack_rotated", records.dim) : RotatedBlock{};
-  const Shape shape = pack_shape(job.pack);
-  with_shape(shape, [&](auto fixed) {
+  with_shape(pack_shape(job.pack), [&](auto fixed) {
     using Fixed = decltype(fixed);
     const std::int64_t row_warps = blocks_for(records.count, warp_lanes / Fixed::lanes);
     const std::int64_t warps = row_warps + blocks_for(job.messages, warp_lanes);
@@ -109,16 +108,13 @@ void launch(const UnpackJob& job, std::uintptr_t stream) {
   const Records& records = job.unpack.records;
   const bool some_rotated = records.rounding == Rounding::rotated;
   const RotatedBlock rotated = some_rotated ? rotated_block("unpack_rotated", records.dim) : RotatedBlock{};
-  const Shape shape = unpack_shape(job.unpack);
-  launch_named("unpack", blocks_for(records.count, block_threads / shape.lanes), stream,
-               [&](unsigned blocks, cudaStream_t on) {
-                 if (shape.vector == 4)
-                   unpack_kernel<4><<<blocks, block_threads, 0, on>>>(job, shape.lanes);
-                 else if (shape.vector == 2)
-                   unpack_kernel<2><<<blocks, block_threads, 0, on>>>(job, shape.lanes);
-                 else
-                   unpack_kernel<1><<<blocks, block_threads, 0, on>>>(job, shape.lanes);
-               });
+  with_shape(unpack_shape(job.unpack), [&](auto fixed) {
+    using Fixed = decltype(fixed);
+    launch_named("unpack", blocks_for(records.count, block_threads / Fixed::lanes), stream,
+                 [&](unsigned blocks, cudaStream_t on) {
+                   unpack_kernel<Fixed::lanes, Fixed::vector><<<blocks, block_threads, 0, on>>>(job);
+                 });
+  });
   if (!some_rotated) return;
   launch_named("unpack_rotated", blocks_for(records.count, rotated.warps), stream,
                [&](unsigned blocks, cudaStream_t on) {

@@ -9,11 +9,16 @@
 namespace halocast::codec {
 namespace {
 
-using Memory = std::vector<std::uint64_t>;  // aligned as shared memory is, as far as the kernels care
+struct alignas(piece_bytes) Piece {
+  std::uint8_t bytes[piece_bytes];
+};
+using Memory = std::vector<Piece>;
 
-Memory shared_memory(int bytes) { return Memory(static_cast<std::size_t>(bytes + 7) / 8, 0xa5a5a5a5a5a5a5a5u); }
+Memory shared_memory(int bytes) {
+  return Memory(static_cast<std::size_t>((bytes + piece_bytes - 1) / piece_bytes), Piece{{0xa5, 0x5a}});
+}
 
-std::uint8_t* bytes_of(Memory& memory) { return reinterpret_cast<std::uint8_t*>(memory.data()); }
+std::uint8_t* bytes_of(Memory& memory) { return memory.data()->bytes; }
 
 // Calls run(row, memory) for each row in the memory that a warp has for a row of the rotated codec; false: too long.
 template <class Run>
@@ -45,15 +50,11 @@ bool emulate(const PackJob& job, const Warp& warp) {
 
 bool emulate(const UnpackJob& job, const Warp& warp) {
   const Records& records = job.unpack.records;
-  const Shape shape = unpack_shape(job.unpack);
-  for (std::int64_t row = 0; row < records.count; ++row)
-    for (int lane = 0; lane < shape.lanes; ++lane)
-      if (shape.vector == 4)
-        unpack_row<4>(job, row, lane, shape.lanes);
-      else if (shape.vector == 2)
-        unpack_row<2>(job, row, lane, shape.lanes);
-      else
-        unpack_row<1>(job, row, lane, shape.lanes);
+  with_shape(unpack_shape(job.unpack), [&](auto fixed) {
+    using Fixed = decltype(fixed);
+    for (std::int64_t row = 0; row < records.count; ++row)
+      for (int lane = 0; lane < Fixed::lanes; ++lane) unpack_row<Fixed::lanes, Fixed::vector>(job, row, lane);
+  });
   return for_rotated_rows(records, [&](std::int64_t row, const RotatedMemory& memory) {
     unpack_rotated(warp, job, row, memory);
   });

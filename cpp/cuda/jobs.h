@@ -50,12 +50,12 @@ inline Shape pack_shape(const Pack& pack) {
   return {lanes, vector_of(pack.in, pack.in_stride, pack.records.dim), groups <= 32 * groups_at_once};
 }
 
-// About two accesses a lane, so that neighbouring lanes write neighbouring memory.
+// About four accesses a lane; more lanes where that lets them write longer pieces of a row side by side.
 inline Shape unpack_shape(const Unpack& unpack) {
   const int vector = vector_of(unpack.out, unpack.out_stride, unpack.records.dim);
-  const std::int64_t units = (unpack.records.dim + vector - 1) / vector;
-  int lanes = 2;
-  while (lanes < 32 && lanes * 2 < units) lanes *= 2;
+  const std::int64_t units = unpack.records.dim / vector;
+  int lanes = 4;
+  while (lanes < 32 && lanes * units_at_once < units) lanes *= 2;
   return {lanes, vector, true};
 }
 
@@ -66,7 +66,7 @@ struct FixedShape {
   static constexpr bool whole = whole_;
 };
 
-// Calls run(FixedShape) with the shape of a pack as constants.
+// Calls run(FixedShape) with a shape as constants.
 template <class Run>
 void with_shape(const Shape& shape, const Run& run) {
   const auto with_vector = [&](auto lanes, auto whole) {

@@ -73,6 +73,13 @@ HALOCAST_DEVICE T load_constant_as(const void* from) {
   return __ldg(static_cast<const T*>(from));
 }
 
+// A load that the compilers leave where it is: they must not move it past later stores.
+HALOCAST_DEVICE std::uint32_t load_word_here(const void* from) {
+  std::uint32_t word;
+  asm volatile("ld.global.u32 %0, [%1];" : "=r"(word) : "l"(from) : "memory");
+  return word;
+}
+
 HALOCAST_DEVICE void lower(std::int64_t* value, std::int64_t candidate) {
   atomicMin(reinterpret_cast<long long*>(value), static_cast<long long>(candidate));
 }
@@ -164,6 +171,8 @@ template <class T>
 inline T load_constant_as(const void* from) {
   return load_as<T>(from);
 }
+
+inline std::uint32_t load_word_here(const void* from) { return load_as<std::uint32_t>(from); }
 
 inline void lower(std::int64_t* value, std::int64_t candidate) { *value = candidate < *value ? candidate : *value; }
 

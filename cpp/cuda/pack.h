@@ -5,11 +5,9 @@
 
 namespace halocast::codec {
 
-// Shared memory of one row: its side information ends, and its codes start, at codes_at; a word may be read beyond them.
-constexpr int codes_at = 8;
-
+// Shared memory for the record of one row, or for what a chunk of a longer row gives, in any phase.
 template <int lanes>
-constexpr int row_staging = codes_at + lanes * groups_at_once * group_values + 8;
+constexpr int row_staging = lanes * groups_at_once * group_values + 2 * piece_bytes;
 
 template <int lanes>
 constexpr int warp_staging = warp_lanes / lanes* row_staging<lanes>;
@@ -17,27 +15,27 @@ constexpr int warp_staging = warp_lanes / lanes* row_staging<lanes>;
 // What a lane knows of its row.
 struct PackedRow {
   const float* values;
-  std::uint8_t* record;
-  std::uint8_t* staging;
   std::int64_t number;
-  RandomRow random;
+  std::int64_t offset;  // of its record on the wire
+  std::int64_t node;
   int lane;    // 0 to lanes - 1
-  int groups;  // 0: there is no such row
+  int groups;  // 0: there is no such row, or it is not to be packed
   int width;
 };
 
+// The lanes of rows that do not exist follow the last row, and pack nothing.
 template <int lanes>
-HALOCAST_DEVICE PackedRow packed_row(const PackJob& job, std::int64_t first_row, int lane, std::uint8_t* staging) {
+HALOCAST_DEVICE PackedRow packed_row(const PackJob& job, std::int64_t first_row, int lane) {
   const Records& records = job.pack.records;
-  PackedRow row{};
+  const std::int64_t number = first_row + lane / lanes;
+  const bool exists = number < records.count;
+  PackedRow row;
   row.lane = lane % lanes;
-  row.number = first_row + lane / lanes;
-  row.staging = staging + lane / lanes * row_staging<lanes>;
-  if (row.number >= records.count) return row;
+  row.number = exists ? number : records.count - 1;
   row.values = job.pack.in + row_of(job.pack.index, row.number) * job.pack.in_stride;
-  row.record = job.pack.wire + load_constant_as<std::int64_t>(records.offsets + row.number);
-  row.random = random_row_of(records, row.number);
-  row.groups = static_cast<int>((records.dim + group_values - 1) / group_values);
+  row.offset = load_constant_as<std::int64_t>(records.offsets + row.number);
+  row.node = load_constant_as<std::int64_t>(records.nodes + row.number);
+  row.groups = exists ? static_cast<int>((records.dim + group_values - 1) / group_values) : 0;
   row.width = load_constant_as<std::uint8_t>(records.widths + row.number);
   return row;
 }
@@ -60,35 +58,28 @@ HALOCAST_DEVICE void load_vector(const float* from, float* to) {
   }
 }
 
-// The end of a row is filled up with an element of the same group, which changes no range. dim is a multiple of vector.
+// What a row does not have is filled up with other values of it, which changes no range: no load waits for another, nor
+// for a branch. dim is a multiple of vector.
 template <int lanes, int vector>
 HALOCAST_DEVICE void load_groups(const PackedRow& row, int dim, int first_group, GroupValues& values) {
+  const int last_group = (dim - 1) / group_values;
 #pragma unroll
   for (int i = 0; i < groups_at_once; ++i) {
+    if (first_group + i * lanes > last_group) break;  // for all lanes
     const int group = first_group + i * lanes + row.lane;
-    if (group >= row.groups) continue;
-    const float* const from = row.values + group * group_values;
-    const int present = dim - group * group_values;
+    const int first = (group < last_group ? group : last_group) * group_values;
 #pragma unroll
     for (int j = 0; j < group_values; j += vector)
-      if (j < present)
-        load_vector<vector>(from + j, values.of[i] + j);
-      else
-        for (int k = 0; k < vector; ++k) values.of[i][j + k] = values.of[i][0];
+      load_vector<vector>(row.values + first + (first + j < dim ? j : 0), values.of[i] + j);
   }
 }
 
-// Lowest and highest value of a row; NaN if one of its values is.
-struct Extremes {
-  float low, high;
-};
-
+// The lowest and the highest value so far; NaN once there was one.
 template <int lanes>
-HALOCAST_DEVICE void fold_groups(const PackedRow& row, int first_group, const GroupValues& values, float& low,
-                                 float& high) {
+HALOCAST_DEVICE void fold_groups(int dim, int first_group, const GroupValues& values, float& low, float& high) {
 #pragma unroll
   for (int i = 0; i < groups_at_once; ++i) {
-    if (first_group + i * lanes + row.lane >= row.groups) continue;
+    if ((first_group + i * lanes) * group_values >= dim) break;
 #pragma unroll
     for (int j = 0; j < group_values; ++j) {
       low = lower_or_nan(low, values.of[i][j]);
@@ -125,10 +116,10 @@ HALOCAST_DEVICE std::uint64_t codes_of(const float values[group_values], const G
   return static_cast<std::uint64_t>(half[1]) << (4 * width) | half[0];
 }
 
+// to: where the codes of the chunk start.
 template <int lanes>
-HALOCAST_DEVICE void stage_coded(const PackJob& job, const PackedRow& row, int first_group, const GroupValues& values,
-                                 const Grid& grid) {
-  const Records& records = job.pack.records;
+HALOCAST_DEVICE void stage_coded(const Records& records, const PackedRow& row, int first_group,
+                                 const GroupValues& values, const Grid& grid, std::uint8_t* to) {
   const auto dim = static_cast<int>(records.dim);
 #pragma unroll
   for (int i = 0; i < groups_at_once; ++i) {
@@ -139,23 +130,89 @@ HALOCAST_DEVICE void stage_coded(const PackJob& job, const PackedRow& row, int f
     if (records.rounding == Rounding::nearest)
       random[0] = random[1] = random[2] = random[3] = nearest_bits << 16 | nearest_bits;
     else
-      random_block(records, row.random, static_cast<std::uint32_t>(group), random);
+      random_block(records.stream, row.node, static_cast<std::uint32_t>(group), random);
     std::uint64_t codes = codes_of(values.of[i], grid, random, row.width);
     const int present = dim - group * group_values;
-    if (present < group_values) codes &= (std::uint64_t{1} << (present * row.width)) - 1;
-    stage_codes(row.staging + codes_at + in_chunk * row.width, codes, row.width);
+    int bytes = row.width;
+    if (present < group_values) {
+      codes &= (std::uint64_t{1} << (present * row.width)) - 1;
+      bytes = (present * row.width + 7) / 8;
+    }
+    stage_codes(to + in_chunk * row.width, codes, bytes);
   }
 }
 
-// Rows of width 16 and 32 go in pieces of lanes groups, as many as the staging of codes holds.
-HALOCAST_DEVICE void stage_plain(const PackedRow& row, const float values[group_values]) {
-  std::uint8_t* const to = row.staging + codes_at + row.lane * group_values * row.width / 8;
+HALOCAST_DEVICE void stage_side(const Records& records, const Grid& grid, std::uint8_t* to) {
+  if (!records.one_sided) stage_u16(to, grid.offset_code);
+  stage_u16(to + (records.one_sided ? 0 : 2), grid.scale_code);
+}
+
+// Rows of width 16 and 32.
+HALOCAST_DEVICE void stage_plain(const float values[group_values], int width, std::uint8_t* to) {
 #pragma unroll
   for (int j = 0; j < group_values; j += 2)
-    if (row.width == 32)
-      store_as(to + 4 * j, static_cast<std::uint64_t>(bits_of(values[j + 1])) << 32 | bits_of(values[j]));
-    else
-      store_as(to + 2 * j, static_cast<std::uint32_t>(bfloat16_of(values[j + 1])) << 16 | bfloat16_of(values[j]));
+    if (width == 32) {
+      stage_u32(to + 4 * j, bits_of(values[j]));
+      stage_u32(to + 4 * j + 4, bits_of(values[j + 1]));
+    } else {
+      stage_u32(to + 2 * j, static_cast<std::uint32_t>(bfloat16_of(values[j + 1])) << 16 | bfloat16_of(values[j]));
+    }
+}
+
+HALOCAST_DEVICE std::int64_t record_bytes_of(const Records& records, std::int64_t row) {
+  const int width = load_constant_as<std::uint8_t>(records.widths + row);
+  return record_bytes(width, records.dim, records.one_sided, is_rotated(records, width));
+}
+
+// Where a row's record is followed by something else than the next row's: a header, as a rule.
+HALOCAST_DEVICE bool ends_run(const Records& records, std::int64_t row) {
+  const std::int64_t* const offset = records.offsets + row;
+  return load_constant_as<std::int64_t>(offset + 1) - load_constant_as<std::int64_t>(offset) !=
+         record_bytes_of(records, row);
+}
+
+// The coded rows of a warp whose records are not one run: row after row. The memory of each is its own.
+template <int lanes>
+HALOCAST_DEVICE void write_scattered(const Warp& warp, const PackJob& job, std::int64_t first_row,
+                                     const std::uint8_t* staging) {
+  const Records& records = job.pack.records;
+#pragma unroll 1
+  for (int i = 0; i < warp_lanes / lanes && first_row + i < records.count; ++i) {
+    const std::int64_t row = first_row + i;
+    const int width = load_constant_as<std::uint8_t>(records.widths + row);
+    if (width >= 16 || is_rotated(records, width)) continue;
+    std::uint8_t* const record = job.pack.wire + load_constant_as<std::int64_t>(records.offsets + row);
+    warp.each([&](int lane) {
+      copy_to_wire(record, staging + i * row_staging<lanes> + phase_of(record),
+                   static_cast<int>(record_bytes_of(records, row)), lane);
+    });
+  }
+}
+
+// Elements [first, first + lanes * group_values) of the rows of width 16 and 32, which `values` has.
+template <int lanes>
+HALOCAST_DEVICE void write_plain(const Warp& warp, const PackJob& job, std::int64_t first_row, int first, int i,
+                                 PerLane<PackedRow>& row, PerLane<GroupValues>& values, std::uint8_t* staging) {
+  const Records& records = job.pack.records;
+  const auto dim = static_cast<int>(records.dim);
+  const auto place = [&](std::uint8_t* record, int width) { return record + std::int64_t{first} * width / 8; };
+  warp.each([&](int lane) {
+    const PackedRow& r = row[lane];
+    if (r.width < 16 || first / group_values + r.lane >= r.groups) return;
+    std::uint8_t* const to = staging + lane / lanes * row_staging<lanes> + phase_of(place(job.pack.wire + r.offset, r.width));
+    stage_plain(values[lane].of[i], r.width, to + r.lane * group_values * r.width / 8);
+  });
+  const int present = dim - first < lanes * group_values ? dim - first : lanes * group_values;
+#pragma unroll 1
+  for (int k = 0; k < warp_lanes / lanes && first_row + k < records.count; ++k) {
+    const int width = load_constant_as<std::uint8_t>(records.widths + first_row + k);
+    if (width < 16 || present <= 0) continue;
+    std::uint8_t* const to =
+        place(job.pack.wire + load_constant_as<std::int64_t>(records.offsets + first_row + k), width);
+    warp.each([&](int lane) {
+      copy_to_wire(to, staging + k * row_staging<lanes> + phase_of(to), present * width / 8, lane);
+    });
+  }
 }
 
 // Packs the warp_lanes / lanes rows from first_row on. whole: lanes hold their rows in registers; else rows are read twice.
@@ -164,22 +221,23 @@ HALOCAST_DEVICE void pack_rows(const Warp& warp, const PackJob& job, std::int64_
   constexpr int chunk_groups = lanes * groups_at_once;
   const Records& records = job.pack.records;
   const auto dim = static_cast<int>(records.dim);
-  const int row_groups = (dim + group_values - 1) / group_values;
-  const int end = whole ? 1 : row_groups;  // of the loop over chunks, whose first group is its counter
+  const int side_bytes = records.one_sided ? 2 : 4;
+  // Of the loops over chunks, whose counter is their first group.
+  const int end = whole ? 1 : (dim + group_values - 1) / group_values;
 
   PerLane<PackedRow> row;
   PerLane<GroupValues> values;
   PerLane<float> low, high;
   PerLane<Grid> grid;
-  PerLane<bool> is_plain;
+  PerLane<bool> is_plain, is_odd;
 
   warp.each([&](int lane) {
-    row[lane] = packed_row<lanes>(job, first_row, lane, staging);
+    row[lane] = packed_row<lanes>(job, first_row, lane);
     low[lane] = float_of(0x7f800000u);
     high[lane] = float_of(0xff800000u);
     for (int chunk = 0; chunk < end; chunk += chunk_groups) {
       load_groups<lanes, vector>(row[lane], dim, chunk, values[lane]);
-      fold_groups<lanes>(row[lane], chunk, values[lane], low[lane], high[lane]);
+      fold_groups<lanes>(dim, chunk, values[lane], low[lane], high[lane]);
     }
   });
 #pragma unroll
@@ -188,64 +246,58 @@ HALOCAST_DEVICE void pack_rows(const Warp& warp, const PackJob& job, std::int64_
     warp.combine(high, distance, [](float a, float b) { return higher_or_nan(a, b); });
   }
 
+  const std::int64_t past_row = first_row + warp_lanes / lanes;
+  const std::int64_t last_row = (past_row < records.count ? past_row : records.count) - 1;
   warp.each([&](int lane) {
     PackedRow& r = row[lane];
-    is_plain[lane] = r.width >= 16;
+    is_plain[lane] = is_odd[lane] = false;
     if (r.groups == 0) return;
     if (job.pack.ranges != nullptr && r.lane == 0)
       job.pack.ranges[r.number] = range_of(low[lane], high[lane], records.one_sided);
-    if (is_rotated(records, r.width)) {  // another kernel's
-      r.width = r.groups = 0;
-      return;
-    }
-    const bool may_be_negative = !records.one_sided || r.width >= 16;
-    const bool sendable = r.width == 32 || (lies_below(low[lane], high[lane], magnitude_limit) &&
-                                            (may_be_negative || low[lane] >= 0.0f));
-    if (!sendable) {
-      if (r.lane == 0) lower(job.first_bad, r.number);
-      r.width = r.groups = 0;
-    } else if (r.width < 16) {
+    is_plain[lane] = r.width >= 16;
+    const bool is_another_kernels = is_rotated(records, r.width);
+    is_odd[lane] = is_plain[lane] || is_another_kernels || (r.number < last_row && ends_run(records, r.number));
+    const bool may_be_negative = !records.one_sided || is_plain[lane];
+    const bool is_sendable = r.width == 32 || (lies_below(low[lane], high[lane], magnitude_limit) &&
+                                               (may_be_negative || low[lane] >= 0.0f));
+    if (!is_sendable && !is_another_kernels && r.lane == 0) lower(job.first_bad, r.number);
+    if (!is_sendable || is_another_kernels)
+      r.groups = 0;
+    else if (!is_plain[lane])
       grid[lane] = grid_of(low[lane], high[lane], r.width, records.one_sided);
-      if (r.lane == 0) {
-        stage_u16(r.staging + codes_at - 2, grid[lane].scale_code);
-        if (!records.one_sided) stage_u16(r.staging + codes_at - 4, grid[lane].offset_code);
-      }
-    }
   });
   const bool some_plain = warp.any(is_plain);
-  const int side_bytes = records.one_sided ? 2 : 4;
+  const bool is_run = !warp.any(is_odd);  // all rows are coded, and their records follow each other
+  const std::int64_t run = load_constant_as<std::int64_t>(records.offsets + first_row);
 
   for (int chunk = 0; chunk < end; chunk += chunk_groups) {
-    warp.each([&](int lane) {
-      if (!whole) load_groups<lanes, vector>(row[lane], dim, chunk, values[lane]);
-      if (row[lane].width < 16) stage_coded<lanes>(job, row[lane], chunk, values[lane], grid[lane]);
-    });
+    // Of a record: what the chunk adds starts here.
+    const auto start = [&](int width) { return chunk == 0 ? 0 : side_bytes + chunk * width; };
     warp.each([&](int lane) {
       const PackedRow& r = row[lane];
+      if (!whole) load_groups<lanes, vector>(r, dim, chunk, values[lane]);
       if (r.groups == 0 || r.width >= 16) return;
-      const int elements = dim - chunk * group_values;
-      const int present = elements < chunk_groups * group_values ? elements : chunk_groups * group_values;
-      const int side = chunk == 0 ? side_bytes : 0;
-      const int before = chunk == 0 ? 0 : side_bytes + chunk * r.width;
-      copy_to_wire(r.record + before, r.staging + codes_at - side, side + (present * r.width + 7) / 8, r.lane, lanes);
+      const std::int64_t first = (is_run ? run : r.offset) + start(r.width);
+      std::uint8_t* const to = staging + phase_of(job.pack.wire + first) +
+                               (is_run ? static_cast<int>(r.offset - run) : lane / lanes * row_staging<lanes>);
+      if (chunk == 0 && r.lane == 0) stage_side(records, grid[lane], to);
+      stage_coded<lanes>(records, r, chunk, values[lane], grid[lane], to + (chunk == 0 ? side_bytes : 0));
     });
+    if (is_run) {
+      const int width = load_constant_as<std::uint8_t>(records.widths + first_row);
+      const std::int64_t past =
+          load_constant_as<std::int64_t>(records.offsets + last_row) + record_bytes_of(records, last_row);
+      const int left = static_cast<int>(past - run) - start(width);
+      const int most = whole ? left : chunk_groups * width + (chunk == 0 ? side_bytes : 0);
+      std::uint8_t* const to = job.pack.wire + run + start(width);
+      warp.each([&](int lane) { copy_to_wire(to, staging + phase_of(to), left < most ? left : most, lane); });
+    } else if (whole) {
+      write_scattered<lanes>(warp, job, first_row, staging);
+    }
     if (!some_plain) continue;
 #pragma unroll
-    for (int i = 0; i < groups_at_once; ++i) {
-      const int first_group = chunk + i * lanes;
-      warp.each([&](int lane) {
-        const PackedRow& r = row[lane];
-        if (r.width >= 16 && first_group + r.lane < r.groups) stage_plain(r, values[lane].of[i]);
-      });
-      warp.each([&](int lane) {
-        const PackedRow& r = row[lane];
-        if (r.width < 16 || first_group >= r.groups) return;
-        const int elements = dim - first_group * group_values;
-        const int present = elements < lanes * group_values ? elements : lanes * group_values;
-        copy_to_wire(r.record + static_cast<std::int64_t>(first_group) * group_values * r.width / 8,
-                     r.staging + codes_at, present * r.width / 8, r.lane, lanes);
-      });
-    }
+    for (int i = 0; i < groups_at_once; ++i)
+      write_plain<lanes>(warp, job, first_row, (chunk + i * lanes) * group_values, i, row, values, staging);
   }
 }
 

@@ -10,7 +10,7 @@ namespace halocast::codec {
 struct RotatedMemory {
   float* row;            // [dim]
   std::uint32_t* signs;  // words of random bits, a bit an element
-  std::uint8_t* codes;   // as in pack.h
+  std::uint8_t* record;  // to be copied to the wire, in its phase
 };
 
 constexpr int sign_block_values = 128;  // elements that one block of random words has signs for
@@ -19,7 +19,7 @@ HALOCAST_BOTH int rounded_up(int bytes, int multiple) { return (bytes + multiple
 HALOCAST_BOTH int row_bytes(int dim) { return rounded_up(4 * dim, 16); }
 HALOCAST_BOTH int signs_bytes(int dim) { return rounded_up(dim, sign_block_values) / 8; }
 HALOCAST_BOTH int rotated_bytes(int dim) {
-  return row_bytes(dim) + signs_bytes(dim) + rounded_up(codes_at + rounded_up(dim, group_values) / 4 + 8, 16);
+  return row_bytes(dim) + signs_bytes(dim) + rounded_up(rounded_up(dim, group_values) / 4, piece_bytes) + 2 * piece_bytes;
 }
 
 HALOCAST_DEVICE RotatedMemory rotated_memory(std::uint8_t* memory, int dim) {
@@ -46,11 +46,11 @@ struct Rotation {
 };
 
 HALOCAST_DEVICE void flip_signs(const Warp& warp, const RotatedMemory& memory, const Window& window, int pass,
-                                const Records& records, const RandomRow& random) {
+                                const Records& records, std::int64_t node) {
   const int end = window.first + window.size;
   warp.each([&](int lane) {
     for (int block = window.first / sign_block_values + lane; block * sign_block_values < end; block += warp_lanes)
-      random_block(records, random, static_cast<std::uint32_t>(sign_words / 4 * (pass + 1) + block),
+      random_block(records.stream, node, static_cast<std::uint32_t>(sign_words / 4 * (pass + 1) + block),
                    memory.signs + 4 * block);
   });
   warp.each([&](int lane) {
@@ -94,22 +94,22 @@ HALOCAST_DEVICE void hadamard(const Warp& warp, float* values, int log2_size) {
 }
 
 HALOCAST_DEVICE void rotate(const Warp& warp, const RotatedMemory& memory, const Records& records,
-                            const RandomRow& random) {
+                            std::int64_t node) {
   const Rotation rotation(static_cast<int>(records.dim));
   for (int pass = 0; pass < rotation.passes; ++pass) {
     const Window window = rotation.window(pass);
-    flip_signs(warp, memory, window, pass, records, random);
+    flip_signs(warp, memory, window, pass, records, node);
     hadamard(warp, memory.row + window.first, window.log2_size);
   }
 }
 
 HALOCAST_DEVICE void rotate_back(const Warp& warp, const RotatedMemory& memory, const Records& records,
-                                 const RandomRow& random) {
+                                 std::int64_t node) {
   const Rotation rotation(static_cast<int>(records.dim));
   for (int pass = rotation.passes - 1; pass >= 0; --pass) {
     const Window window = rotation.window(pass);
     hadamard(warp, memory.row + window.first, window.log2_size);
-    flip_signs(warp, memory, window, pass, records, random);
+    flip_signs(warp, memory, window, pass, records, node);
   }
 }
 
@@ -135,7 +135,7 @@ HALOCAST_DEVICE void pack_rotated(const Warp& warp, const PackJob& job, std::int
   const int width = load_constant_as<std::uint8_t>(records.widths + number);
   if (!is_rotated(records, width)) return;
   const float* const values = job.pack.in + row_of(job.pack.index, number) * job.pack.in_stride;
-  const RandomRow random = random_row_of(records, number);
+  const std::int64_t node = load_constant_as<std::int64_t>(records.nodes + number);
 
   PerLane<bool> is_bad;
   warp.each([&](int lane) {
@@ -153,29 +153,27 @@ HALOCAST_DEVICE void pack_rotated(const Warp& warp, const PackJob& job, std::int
     return;
   }
 
-  rotate(warp, memory, records, random);
+  rotate(warp, memory, records, node);
   const float squares = ordered_sum(warp, dim, [&](int j) { return memory.row[j] * memory.row[j]; });
   const float root = square_root(squares / static_cast<float>(dim));
   const bool is_empty = !(squares > 0.0f);
   const float products = ordered_sum(
       warp, dim, [&](int j) { return memory.row[j] * level_of(rotated_code_of(memory.row[j], root, width), width); });
 
+  std::uint8_t* const record = job.pack.wire + load_constant_as<std::int64_t>(records.offsets + number);
+  std::uint8_t* const staged = memory.record + phase_of(record);
   warp.each([&](int lane) {
     if (lane == 0)
-      stage_u16(memory.codes + codes_at - 2,
-                is_empty ? static_cast<std::uint16_t>(0) : scale_code_nearest(squares / products));
+      stage_u16(staged, is_empty ? static_cast<std::uint16_t>(0) : scale_code_nearest(squares / products));
     for (int first = lane * group_values; first < dim; first += warp_lanes * group_values) {
       const int present = dim - first < group_values ? dim - first : group_values;
       std::uint32_t codes = 0;
       for (int j = 0; j < present && !is_empty; ++j)
         codes |= rotated_code_of(memory.row[first + j], root, width) << (j * width);
-      stage_codes(memory.codes + codes_at + first / group_values * width, codes, width);
+      stage_codes(staged + 2 + first / group_values * width, codes, (present * width + 7) / 8);
     }
   });
-  std::uint8_t* const record = job.pack.wire + load_constant_as<std::int64_t>(records.offsets + number);
-  warp.each([&](int lane) {
-    copy_to_wire(record, memory.codes + codes_at - 2, 2 + (dim * width + 7) / 8, lane, warp_lanes);
-  });
+  warp.each([&](int lane) { copy_to_wire(record, staged, 2 + (dim * width + 7) / 8, lane); });
 }
 
 // Unpacks a row if it is of the rotated codec; unpack_row reports a record outside the wire buffer.
@@ -186,20 +184,21 @@ HALOCAST_DEVICE void unpack_rotated(const Warp& warp, const UnpackJob& job, std:
   const auto dim = static_cast<int>(records.dim);
   const int width = load_constant_as<std::uint8_t>(records.widths + number);
   const std::int64_t offset = load_constant_as<std::int64_t>(records.offsets + number);
-  if (!is_rotated(records, width) || !lies_within(job, offset, width)) return;
+  const std::int64_t bytes = record_bytes(width, records.dim, records.one_sided, true);
+  if (!is_rotated(records, width) || !lies_within(unpack, offset, bytes, width)) return;
   float* const out = unpack.out + row_of(unpack.index, number) * unpack.out_stride;
-  const RandomRow random = random_row_of(records, number);
+  const std::int64_t node = load_constant_as<std::int64_t>(records.nodes + number);
 
-  const WireReader record(unpack.wire + offset, unpack.wire + unpack.wire_bytes);
-  const float scale = decoded_scale(static_cast<std::uint16_t>(record.bits(0, 16)));
+  const WireReader<true> reader(unpack.wire + offset, unpack.wire + unpack.wire_bytes);
+  const float scale = decoded_scale(static_cast<std::uint16_t>(reader.load(0).bits()));
   const std::uint32_t mask = (1u << width) - 1;
   warp.each([&](int lane) {
     for (int j = lane; j < dim; j += warp_lanes) {
-      const std::uint32_t code = record.bits(static_cast<std::uint32_t>(16 + j * width), static_cast<std::uint32_t>(width));
-      memory.row[j] = scale * level_of(code & mask, width);
+      const std::uint32_t code = reader.load(static_cast<std::uint32_t>(16 + j * width)).bits() & mask;
+      memory.row[j] = scale * level_of(code, width);
     }
   });
-  rotate_back(warp, memory, records, random);
+  rotate_back(warp, memory, records, node);
   warp.each([&](int lane) {
     for (int j = lane; j < dim; j += warp_lanes) out[j] = unpack.accumulate ? out[j] + memory.row[j] : memory.row[j];
   });

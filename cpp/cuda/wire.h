@@ -18,98 +18,92 @@ HALOCAST_DEVICE std::int64_t row_of(const RowIndex& index, std::int64_t row) {
   return row;
 }
 
-// The counter of a row's random words, but for the number of the block.
-struct RandomRow {
-  std::uint32_t node, tag;
-};
-
-HALOCAST_DEVICE RandomRow random_row_of(const Records& records, std::int64_t row) {
-  const auto node = static_cast<std::uint64_t>(load_constant_as<std::int64_t>(records.nodes + row));
-  return {static_cast<std::uint32_t>(node), records.stream.tag | (static_cast<std::uint32_t>(node >> 32) & 0xffu)};
-}
-
-HALOCAST_DEVICE void random_block(const Records& records, const RandomRow& row, std::uint32_t block,
+HALOCAST_DEVICE void random_block(const RandomStream& stream, std::int64_t node, std::uint32_t block,
                                   std::uint32_t words[4]) {
-  const std::uint32_t key[2] = {static_cast<std::uint32_t>(records.stream.seed),
-                                static_cast<std::uint32_t>(records.stream.seed >> 32)};
-  const std::uint32_t counter[4] = {block, row.node, records.stream.epoch, row.tag};
+  const std::uint32_t key[2] = {static_cast<std::uint32_t>(stream.seed), static_cast<std::uint32_t>(stream.seed >> 32)};
+  const std::uint32_t counter[4] = {block, static_cast<std::uint32_t>(node), stream.epoch,
+                                    stream.tag | (static_cast<std::uint32_t>(node >> 32) & 0xffu)};
   philox_block(key, counter, words);
 }
 
-// One of `lanes` lanes copies its share of `bytes` bytes to the wire: bytes up to the first whole word there, words, bytes.
-// Reads up to a word past the staged bytes.
-HALOCAST_DEVICE void copy_to_wire(std::uint8_t* wire, const std::uint8_t* staged, int bytes, int lane, int lanes) {
-  const int misaligned = static_cast<int>(reinterpret_cast<std::uintptr_t>(wire) % word_bytes);
-  int head = (word_bytes - misaligned) % word_bytes;
-  head = head < bytes ? head : bytes;
-  const int words = (bytes - head) / word_bytes;
-  const int tail = head + words * word_bytes;
+// Bytes wait in shared memory at addresses that agree with their addresses on the wire in the last four bits. Then a warp
+// writes them in pieces of 16 bytes, but for the bytes before and after.
+constexpr int piece_bytes = 16;
 
-  const std::uint8_t* const from = staged + head;
-  const int excess = static_cast<int>(reinterpret_cast<std::uintptr_t>(from) % word_bytes);
-  const std::uint8_t* const aligned = from - excess;
-  for (int i = lane; i < words; i += lanes) {
-    const auto low = load_as<std::uint32_t>(aligned + i * word_bytes);
-    const auto high = load_as<std::uint32_t>(aligned + (i + 1) * word_bytes);
-    store_as(wire + head + i * word_bytes, shift_right(low, high, static_cast<std::uint32_t>(8 * excess)));
-  }
-  for (int i = lane; i < head; i += lanes) wire[i] = staged[i];
-  for (int i = tail + lane; i < bytes; i += lanes) wire[i] = staged[i];
+HALOCAST_DEVICE int phase_of(const std::uint8_t* wire) {
+  return static_cast<int>(reinterpret_cast<std::uintptr_t>(wire) % piece_bytes);
 }
 
-// The codes of a group are `width` bytes; `to` is aligned to 8 bytes and lies a multiple of `width` bytes further.
-HALOCAST_DEVICE void stage_codes(std::uint8_t* to, std::uint64_t codes, int width) {
+// One lane's share. staged: within memory aligned to 16 bytes.
+HALOCAST_DEVICE void copy_to_wire(std::uint8_t* wire, const std::uint8_t* staged, int bytes, int lane) {
+  const int to_boundary = (piece_bytes - phase_of(wire)) % piece_bytes;
+  const int head = to_boundary < bytes ? to_boundary : bytes;
+  const int tail = head + (bytes - head) / piece_bytes * piece_bytes;
+  if (lane < head) wire[lane] = staged[lane];
+#pragma unroll 1
+  for (int at = head + lane * piece_bytes; at < tail; at += warp_lanes * piece_bytes)
+    store_as(wire + at, load_as<Quad>(staged + at));
+  if (tail + lane < bytes) wire[tail + lane] = staged[tail + lane];
+}
+
+// The lowest 1 to 8 bytes of a group's codes, and not one more: the next byte may be another row's.
+HALOCAST_DEVICE void stage_codes(std::uint8_t* to, std::uint64_t codes, int bytes) {
   const auto low = static_cast<std::uint32_t>(codes);
   const auto high = static_cast<std::uint32_t>(codes >> 32);
-  switch (width) {
-    case 8:
-      store_as(to, codes);
-      break;
-    case 4:
-      store_as(to, low);
-      break;
-    case 6:
-      store_as(to + 4, static_cast<std::uint16_t>(high));
-      store_as(to + 2, static_cast<std::uint16_t>(low >> 16));
-      [[fallthrough]];
-    case 2:
-      store_as(to, static_cast<std::uint16_t>(low));
-      break;
-    case 5:
-      to[4] = static_cast<std::uint8_t>(high);
-      to[3] = static_cast<std::uint8_t>(low >> 24);
-      [[fallthrough]];
-    case 3:
-      to[2] = static_cast<std::uint8_t>(low >> 16);
-      to[1] = static_cast<std::uint8_t>(low >> 8);
-      [[fallthrough]];
-    default:
-      to[0] = static_cast<std::uint8_t>(low);
+  to[0] = static_cast<std::uint8_t>(low);
+  if (bytes >= 2) to[1] = static_cast<std::uint8_t>(low >> 8);
+  if (bytes >= 3) to[2] = static_cast<std::uint8_t>(low >> 16);
+  if (bytes >= 4) to[3] = static_cast<std::uint8_t>(low >> 24);
+  if (bytes >= 5) to[4] = static_cast<std::uint8_t>(high);
+  if (bytes >= 6) to[5] = static_cast<std::uint8_t>(high >> 8);
+  if (bytes >= 7) to[6] = static_cast<std::uint8_t>(high >> 16);
+  if (bytes >= 8) to[7] = static_cast<std::uint8_t>(high >> 24);
+}
+
+HALOCAST_DEVICE void stage_u16(std::uint8_t* to, std::uint16_t value) {
+  to[0] = static_cast<std::uint8_t>(value);
+  to[1] = static_cast<std::uint8_t>(value >> 8);
+}
+
+HALOCAST_DEVICE void stage_u32(std::uint8_t* to, std::uint32_t value) {
+  if (reinterpret_cast<std::uintptr_t>(to) % sizeof value == 0) {
+    store_as(to, value);
+  } else {
+    stage_u16(to, static_cast<std::uint16_t>(value));
+    stage_u16(to + 2, static_cast<std::uint16_t>(value >> 16));
   }
 }
 
-HALOCAST_DEVICE void stage_u16(std::uint8_t* to, std::uint16_t value) { store_as(to, value); }
+constexpr int read_ahead_bytes = 2 * word_bytes;  // past the end of a record, fewer than this are loaded
 
-// A place on the wire to read bits from: whole words, none of which starts at or after the end of the wire buffer.
+// A place on the wire to read bits from, in whole words. guarded: these may reach past the end of the wire buffer, so
+// that its last bytes are read one by one.
+template <bool guarded>
 class WireReader {
  public:
+  // The words that hold some bits; what is done with them can wait until they are there.
+  struct Words {
+    std::uint32_t low, high, shift;
+
+    HALOCAST_DEVICE std::uint32_t bits() const { return shift_right(low, high, shift); }
+  };
+
   HALOCAST_DEVICE WireReader(const std::uint8_t* from, const std::uint8_t* wire_end)
       : words_(from - reinterpret_cast<std::uintptr_t>(from) % word_bytes),
         wire_end_(wire_end),
         shift_(static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(from) % word_bytes) * 8) {}
 
-  // `count` (1 to 32) bits, lowest first, from bit `first` on; what lies above them is unspecified.
-  HALOCAST_DEVICE std::uint32_t bits(std::uint32_t first, std::uint32_t count) const {
+  // 32 bits, lowest first, from bit `first` on. Those past the record are unspecified.
+  HALOCAST_DEVICE Words load(std::uint32_t first) const {
     const std::uint32_t position = shift_ + first;
-    const std::uint32_t shift = position % 32;
-    const std::uint8_t* const low = words_ + position / 32 * word_bytes;
-    return shift_right(word(low), shift + count > 32 ? word(low + word_bytes) : 0u, shift);
+    const std::uint8_t* const at = words_ + position / 32 * word_bytes;
+    return {word(at), word(at + word_bytes), position % 32};
   }
 
  private:
   HALOCAST_DEVICE std::uint32_t word(const std::uint8_t* at) const {
-    if (wire_end_ - at >= word_bytes) return load_constant_as<std::uint32_t>(at);
-    std::uint32_t value = 0;  // the last bytes of the buffer
+    if (!guarded || wire_end_ - at >= word_bytes) return load_word_here(at);
+    std::uint32_t value = 0;
     for (int i = 0; at + i < wire_end_; ++i) value |= static_cast<std::uint32_t>(at[i]) << (8 * i);
     return value;
   }

@@ -184,7 +184,8 @@ def _choose_finish(plans: Sequence[Plans], bounds: Bounds) -> tuple[float, float
     saved = np.concatenate([-np.diff(each.variance[index:]) for each, index in zip(plans, first, strict=True)])
     times, step = np.unique(later, return_inverse=True)
     cost = np.diff(times, prepend=start) - np.bincount(step, weights=saved)
-    scale = SCALE / max(bounds.upper - bounds.lower, np.abs(cost).max() / COST_LIMIT)
+    room = bounds.upper - bounds.lower
+    scale = 1.0 / max(room / SCALE, float(np.abs(cost).max()) / COST_LIMIT, np.finfo(np.float64).tiny)
     steps = times.size
     chain = sparse.eye_array(steps, format="csr") - sparse.eye_array(steps, k=1, format="csr")  # the last row: z ≥ 0
     result = milp(

@@ -98,7 +98,7 @@ class Reassignment:
     epoch: int
     """The first epoch that uses the widths."""
     seconds: float
-    """All of it, on this rank."""
+    """All of it, on this rank: deciding, telling the others, laying out the buffers."""
     solve_seconds: float
     histogram: dict[int, int]
     """Messages this rank sends in an epoch, by width."""

@@ -31,8 +31,6 @@ class Bounds:
     """The linear relaxation's objective: no assignment is below."""
     reduced_cost: Floats
     """float64 [G, C]: an assignment with this choice for this group costs at least `lower` + this."""
-    price: Floats
-    """float64 [P]: multipliers of the pairs' times, which sum to 1."""
 
 
 def bound_round(part: Round) -> Bounds:
@@ -50,7 +48,6 @@ def bound_round(part: Round) -> Bounds:
         # The Lagrangian bound holds for any prices; it is the relaxation's value for the right ones.
         lower=float(cheapest.sum() + price @ part.fixed),
         reduced_cost=cost - cheapest[:, None],
-        price=price,
     )
 
 

@@ -104,7 +104,7 @@ class TrainingProgress:
             self._epoch(event)
 
     def _say(self, text: str) -> None:
-        self._progress.console.print(text, markup=False)
+        self._progress.console.print(text, markup=False, soft_wrap=True)
 
     def _epoch(self, event: dict[str, Any]) -> None:
         if "val" in event:

@@ -1,0 +1,219 @@
+// One row of the codec with AVX-512: 64 elements at a time.
+#pragma once
+
+#include <immintrin.h>
+
+#include "codec_row.h"
+
+namespace halocast::HALOCAST_ISA {
+namespace {
+
+// (Zero-masked intrinsics with all lanes chosen avoid a false warning of gcc 12, bug 105593.)
+constexpr __mmask16 all16 = 0xffff;
+constexpr __mmask8 all8 = 0xff;
+
+inline __mmask16 lanes16(std::int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
+inline __mmask64 lanes64(std::int64_t count) { return count < 64 ? (1ull << count) - 1 : ~0ull; }
+
+struct UnsignedMax {
+  static __m512i of(__m512i a, __m512i b) { return _mm512_maskz_max_epu32(all16, a, b); }
+  static __m512i of(__m512i a, __m512i b, __mmask16 lanes) { return _mm512_mask_max_epu32(a, lanes, a, b); }
+  static constexpr int neutral = 0;
+};
+struct UnsignedMin {
+  static __m512i of(__m512i a, __m512i b) { return _mm512_maskz_min_epu32(all16, a, b); }
+  static __m512i of(__m512i a, __m512i b, __mmask16 lanes) { return _mm512_mask_min_epu32(a, lanes, a, b); }
+  static constexpr int neutral = -1;
+};
+struct SignedMax {
+  static __m512i of(__m512i a, __m512i b) { return _mm512_maskz_max_epi32(all16, a, b); }
+  static __m512i of(__m512i a, __m512i b, __mmask16 lanes) { return _mm512_mask_max_epi32(a, lanes, a, b); }
+  static constexpr int neutral = -0x7fffffff - 1;
+};
+
+// The extreme of each register. A tree in which every step halves the registers.
+template <class Extreme>
+inline void across(const __m512i v[group_rows], std::uint32_t out[group_rows]) {
+  __m512i halves[4], quarters[2];
+  for (int i = 0; i < 4; ++i)
+    halves[i] = Extreme::of(_mm512_maskz_shuffle_i32x4(all16, v[2 * i], v[2 * i + 1], 0x44),
+                            _mm512_maskz_shuffle_i32x4(all16, v[2 * i], v[2 * i + 1], 0xee));
+  for (int i = 0; i < 2; ++i)
+    quarters[i] = Extreme::of(_mm512_maskz_shuffle_i32x4(all16, halves[2 * i], halves[2 * i + 1], 0x88),
+                              _mm512_maskz_shuffle_i32x4(all16, halves[2 * i], halves[2 * i + 1], 0xdd));
+  // Each 128-bit lane i now has four candidates of row i, or of row i + 4 in the second register.
+  const __m512i pairs = Extreme::of(_mm512_maskz_unpacklo_epi64(all8, quarters[0], quarters[1]),
+                                    _mm512_maskz_unpackhi_epi64(all8, quarters[0], quarters[1]));
+  const __m512i single = Extreme::of(pairs, _mm512_maskz_shuffle_epi32(all16, pairs, _MM_PERM_CDAB));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+  _mm512_mask_storeu_epi32(out, 0xff, _mm512_maskz_permutexvar_epi32(all16, order, single));
+}
+
+template <bool only_max>
+inline void extremes(const float* const* rows, int count, std::int64_t dim, BitExtremes* out) {
+  __m512i most[group_rows], least[group_rows], top[group_rows];
+  for (int i = 0; i < group_rows; ++i) {
+    most[i] = _mm512_set1_epi32(UnsignedMax::neutral);
+    least[i] = _mm512_set1_epi32(UnsignedMin::neutral);
+    top[i] = _mm512_set1_epi32(SignedMax::neutral);
+  }
+  const __mmask16 rest = lanes16(dim % 16);
+  for (int i = 0; i < count; ++i) {
+    const float* const row = rows[i];
+    __m512i a = most[i], b = least[i], c = top[i];
+    std::int64_t j = 0;
+    for (; j + 16 <= dim; j += 16) {
+      const __m512i v = _mm512_loadu_si512(row + j);
+      a = UnsignedMax::of(a, v);
+      if constexpr (!only_max) {
+        b = UnsignedMin::of(b, v);
+        c = SignedMax::of(c, v);
+      }
+    }
+    if (rest != 0) {
+      const __m512i v = _mm512_maskz_loadu_epi32(rest, row + j);
+      a = UnsignedMax::of(a, v, rest);
+      if constexpr (!only_max) {
+        b = UnsignedMin::of(b, v, rest);
+        c = SignedMax::of(c, v, rest);
+      }
+    }
+    most[i] = a;
+    least[i] = b;
+    top[i] = c;
+  }
+  std::uint32_t unsigned_max[group_rows], unsigned_min[group_rows], signed_max[group_rows];
+  across<UnsignedMax>(most, unsigned_max);
+  if constexpr (!only_max) {
+    across<UnsignedMin>(least, unsigned_min);
+    across<SignedMax>(top, signed_max);
+  }
+  for (int i = 0; i < count; ++i)
+    out[i] = {unsigned_max[i], only_max ? 0 : unsigned_min[i],
+              static_cast<std::int32_t>(only_max ? unsigned_max[i] : signed_max[i])};
+}
+
+inline void extremes_of(const float* const* rows, int count, std::int64_t dim, bool only_max, BitExtremes* out) {
+  if (only_max)
+    extremes<true>(rows, count, dim, out);
+  else
+    extremes<false>(rows, count, dim, out);
+}
+
+// How a row's values become codes.
+template <bool one_sided, bool stochastic>
+struct Quantiser {
+  __m512 offset;
+  __m512 inverse;
+
+  explicit Quantiser(const codec::Grid& grid)
+      : offset(_mm512_set1_ps(grid.offset)), inverse(_mm512_set1_ps(grid.inverse)) {}
+
+  // In fraction units, the random bits added.
+  __m512i operator()(__m512 x, const std::uint16_t* random) const {
+    if constexpr (!one_sided) x = x - offset;
+    const __m512i fraction =
+        _mm512_maskz_cvt_roundps_epi32(all16, x * inverse, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    if constexpr (!stochastic) return _mm512_add_epi32(fraction, _mm512_set1_epi32(codec::nearest_bits));
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(random));
+    return _mm512_add_epi32(fraction, _mm512_maskz_cvtepu16_epi32(all16, bits));
+  }
+};
+
+inline __m512 load_floats(const float* from, std::int64_t count) {
+  return count >= 16 ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps(lanes16(count > 0 ? count : 0), from);
+}
+
+// 64 codes, one a byte, those from count on zero.
+template <int width, bool one_sided, bool stochastic>
+inline __m512i codes_of(const Quantiser<one_sided, stochastic>& quantiser, const float* in, std::int64_t count,
+                        const std::uint16_t* random) {
+  __m512i words[4];
+  for (int i = 0; i < 4; ++i)
+    words[i] = _mm512_maskz_srli_epi32(
+        all16, quantiser(load_floats(in + 16 * i, count - 16 * i), stochastic ? random + 16 * i : nullptr), 16);
+  // Packing saturates, so 256 becomes 255, and takes the 128-bit lanes one by one: their order is mended afterwards.
+  const __m512i bytes =
+      _mm512_packus_epi16(_mm512_packus_epi32(words[0], words[1]), _mm512_packus_epi32(words[2], words[3]));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  __m512i codes = _mm512_maskz_permutexvar_epi32(all16, order, bytes);
+  if constexpr (width < 8) codes = _mm512_min_epu8(codes, _mm512_set1_epi8((1 << width) - 1));
+  return count < 64 ? _mm512_maskz_mov_epi8(lanes64(count), codes) : codes;
+}
+
+template <int width, bool one_sided, bool stochastic>
+inline void quantise(const float* in, std::int64_t count, const codec::Grid& grid, const std::uint16_t* random,
+                     std::uint8_t* out) {
+  const Quantiser<one_sided, stochastic> quantiser(grid);
+  for (std::int64_t first = 0; first < count; first += 64, out += 8 * width) {
+    const std::int64_t left = count - first;
+    const __m512i codes = codes_of<width>(quantiser, in + first, left, stochastic ? random + first : nullptr);
+    const std::int64_t bytes = left < 64 ? stream_bytes(left, width) : 8 * width;
+    if constexpr (width == 8) {
+      _mm512_mask_storeu_epi8(out, lanes64(bytes), codes);
+    } else if constexpr (width == 4) {
+      const __m512i pairs = _mm512_maddubs_epi16(codes, _mm512_set1_epi16(0x1001));
+      _mm256_mask_storeu_epi8(out, static_cast<__mmask32>(lanes64(bytes)), _mm512_maskz_cvtepi16_epi8(~0u, pairs));
+    } else if constexpr (width == 2) {
+      const __m512i pairs = _mm512_maddubs_epi16(codes, _mm512_set1_epi16(0x0401));
+      const __m512i fours = _mm512_madd_epi16(pairs, _mm512_set1_epi32(0x00100001));
+      _mm_mask_storeu_epi8(out, lanes16(bytes), _mm512_maskz_cvtepi32_epi8(all16, fours));
+    } else if constexpr (width == 1) {
+      write_word(out, _mm512_test_epi8_mask(codes, codes), bytes);
+    } else {
+      alignas(64) std::uint8_t bytewise[64];
+      _mm512_store_si512(bytewise, codes);
+      if (left < 64)
+        write_codes<width>(bytewise, left, out);
+      else
+        write_codes<width>(bytewise, 64, out);  // of a known length: the compiler unrolls it
+    }
+  }
+}
+
+// 16 codes of a stream of bits that starts at a byte, as 32-bit numbers.
+template <int width>
+inline __m512i spread(__m128i stream) {
+  // The two bytes that hold a code, then the code shifted down to bit 0.
+  alignas(64) static constexpr auto tables = [] {
+    struct {
+      std::int8_t bytes[64];
+      std::int32_t shifts[16];
+    } t{};
+    for (int i = 0; i < 16; ++i) {
+      const int first = i * width / 8, last = (i * width + width - 1) / 8;
+      t.bytes[4 * i] = static_cast<std::int8_t>(first);
+      t.bytes[4 * i + 1] = static_cast<std::int8_t>(last != first ? last : -1);
+      t.bytes[4 * i + 2] = t.bytes[4 * i + 3] = -1;
+      t.shifts[i] = i * width % 8;
+    }
+    return t;
+  }();
+  const __m512i bytes = _mm512_shuffle_epi8(_mm512_maskz_broadcast_i32x4(all16, stream), _mm512_load_si512(tables.bytes));
+  return _mm512_and_si512(_mm512_maskz_srlv_epi32(all16, bytes, _mm512_load_si512(tables.shifts)),
+                          _mm512_set1_epi32((1 << width) - 1));
+}
+
+template <int width, bool one_sided, bool accumulate>
+inline void dequantise(const std::uint8_t* in, std::int64_t count, float offset, float scale, float* out) {
+  const __m512 low = _mm512_set1_ps(offset);
+  const __m512 step = _mm512_set1_ps(scale);
+  for (std::int64_t first = 0; first < count; first += 16, in += 2 * width, out += 16) {
+    const std::int64_t left = count - first;
+    const __mmask16 lanes = left < 16 ? lanes16(left) : all16;
+    __m512i codes;
+    if constexpr (width == 8) {
+      codes = _mm512_maskz_cvtepu8_epi32(all16, _mm_maskz_loadu_epi8(lanes, in));
+    } else {
+      const std::int64_t bytes = left < 16 ? stream_bytes(left, width) : 2 * width;
+      codes = spread<width>(_mm_maskz_loadu_epi8(lanes16(bytes), in));
+    }
+    __m512 value = step * _mm512_maskz_cvtepi32_ps(all16, codes);
+    if constexpr (!one_sided) value = low + value;
+    if constexpr (accumulate) value = _mm512_maskz_loadu_ps(lanes, out) + value;
+    _mm512_mask_storeu_ps(out, lanes, value);
+  }
+}
+
+}  // namespace
+}  // namespace halocast::HALOCAST_ISA
