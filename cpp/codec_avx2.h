@@ -39,32 +39,43 @@ inline std::uint32_t across(__m256i v) {
   return static_cast<std::uint32_t>(_mm_cvtsi128_si32(half));
 }
 
-template <bool only_max>
-inline BitExtremes extremes(const float* row, std::int64_t dim) {
-  // The first value is as good as any to fill up the last register with.
-  const __m256i filling = _mm256_set1_epi32(static_cast<int>(codec::bits_of(row[0])));
-  __m256i most = filling, least = filling, top = filling;
-  for (std::int64_t j = 0; j < dim; j += 8) {
-    __m256i v;
-    if (j + 8 <= dim) {
-      v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + j));
-    } else {
-      const __m256i lanes = first_of_eight(dim - j);
-      v = _mm256_blendv_epi8(filling, _mm256_castps_si256(_mm256_maskload_ps(row + j, lanes)), lanes);
+// The extremes of some rows, found as find_range does. Returns false if there may be a NaN or, where the rows should have
+// no negative value, one of these: what is written is then of no use.
+template <bool non_negative>
+inline bool find_ranges(const float* const* rows, int count, std::int64_t dim, GroupRanges& out) {
+  std::uint32_t beyond = 0;
+  for (int i = 0; i < count; ++i) {
+    const float* const row = rows[i];
+    // The first value is as good as any to fill up the last register with.
+    const __m256i filling = _mm256_set1_epi32(static_cast<int>(codec::bits_of(row[0])));
+    __m256i most = filling, least = filling, top = filling;
+    for (std::int64_t j = 0; j < dim; j += 8) {
+      __m256i v;
+      if (j + 8 <= dim) {
+        v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + j));
+      } else {
+        const __m256i lanes = first_of_eight(dim - j);
+        v = _mm256_blendv_epi8(filling, _mm256_castps_si256(_mm256_maskload_ps(row + j, lanes)), lanes);
+      }
+      most = UnsignedMax::of(most, v);
+      if constexpr (!non_negative) {
+        least = UnsignedMin::of(least, v);
+        top = SignedMax::of(top, v);
+      }
     }
-    most = UnsignedMax::of(most, v);
-    if constexpr (!only_max) {
-      least = UnsignedMin::of(least, v);
-      top = SignedMax::of(top, v);
+    const std::uint32_t unsigned_max = across<UnsignedMax>(most);
+    if constexpr (non_negative) {
+      out.minimum[i] = 0.0f;
+      out.maximum[i] = codec::float_of(unsigned_max);
+      beyond |= unsigned_max >= infinity_bits;
+    } else {
+      const std::uint32_t unsigned_min = across<UnsignedMin>(least), signed_max = across<SignedMax>(top);
+      out.minimum[i] = codec::float_of(unsigned_max >= sign_bit ? unsigned_max : unsigned_min);
+      out.maximum[i] = codec::float_of(signed_max < sign_bit ? signed_max : unsigned_min);
+      beyond |= unsigned_max >= (infinity_bits | sign_bit) || (signed_max < sign_bit && signed_max >= infinity_bits);
     }
   }
-  const std::uint32_t unsigned_max = across<UnsignedMax>(most);
-  if constexpr (only_max) return {unsigned_max, 0, static_cast<std::int32_t>(unsigned_max)};
-  return {unsigned_max, across<UnsignedMin>(least), static_cast<std::int32_t>(across<SignedMax>(top))};
-}
-
-inline void extremes_of(const float* const* rows, int count, std::int64_t dim, bool only_max, BitExtremes* out) {
-  for (int i = 0; i < count; ++i) out[i] = only_max ? extremes<true>(rows[i], dim) : extremes<false>(rows[i], dim);
+  return beyond == 0;
 }
 
 template <int width, bool one_sided, bool stochastic>

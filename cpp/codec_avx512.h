@@ -15,89 +15,83 @@ constexpr __mmask8 all8 = 0xff;
 inline __mmask16 lanes16(std::int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
 inline __mmask64 lanes64(std::int64_t count) { return count < 64 ? (1ull << count) - 1 : ~0ull; }
 
-struct UnsignedMax {
-  static __m512i of(__m512i a, __m512i b) { return _mm512_maskz_max_epu32(all16, a, b); }
-  static __m512i of(__m512i a, __m512i b, __mmask16 lanes) { return _mm512_mask_max_epu32(a, lanes, a, b); }
-  static constexpr int neutral = 0;
+struct BitMax {
+  static __m512 of(__m512 a, __m512 b) {
+    return _mm512_castsi512_ps(_mm512_maskz_max_epu32(all16, _mm512_castps_si512(a), _mm512_castps_si512(b)));
+  }
 };
-struct UnsignedMin {
-  static __m512i of(__m512i a, __m512i b) { return _mm512_maskz_min_epu32(all16, a, b); }
-  static __m512i of(__m512i a, __m512i b, __mmask16 lanes) { return _mm512_mask_min_epu32(a, lanes, a, b); }
-  static constexpr int neutral = -1;
+struct Max {
+  static __m512 of(__m512 a, __m512 b) { return _mm512_maskz_max_ps(all16, a, b); }
 };
-struct SignedMax {
-  static __m512i of(__m512i a, __m512i b) { return _mm512_maskz_max_epi32(all16, a, b); }
-  static __m512i of(__m512i a, __m512i b, __mmask16 lanes) { return _mm512_mask_max_epi32(a, lanes, a, b); }
-  static constexpr int neutral = -0x7fffffff - 1;
+struct Min {
+  static __m512 of(__m512 a, __m512 b) { return _mm512_maskz_min_ps(all16, a, b); }
 };
 
 // The extreme of each register. A tree in which every step halves the registers.
 template <class Extreme>
-inline void across(const __m512i v[group_rows], std::uint32_t out[group_rows]) {
-  __m512i halves[4], quarters[2];
+inline void across(const __m512 v[group_rows], float out[group_rows]) {
+  __m512 halves[4], quarters[2];
   for (int i = 0; i < 4; ++i)
-    halves[i] = Extreme::of(_mm512_maskz_shuffle_i32x4(all16, v[2 * i], v[2 * i + 1], 0x44),
-                            _mm512_maskz_shuffle_i32x4(all16, v[2 * i], v[2 * i + 1], 0xee));
+    halves[i] = Extreme::of(_mm512_maskz_shuffle_f32x4(all16, v[2 * i], v[2 * i + 1], 0x44),
+                            _mm512_maskz_shuffle_f32x4(all16, v[2 * i], v[2 * i + 1], 0xee));
   for (int i = 0; i < 2; ++i)
-    quarters[i] = Extreme::of(_mm512_maskz_shuffle_i32x4(all16, halves[2 * i], halves[2 * i + 1], 0x88),
-                              _mm512_maskz_shuffle_i32x4(all16, halves[2 * i], halves[2 * i + 1], 0xdd));
+    quarters[i] = Extreme::of(_mm512_maskz_shuffle_f32x4(all16, halves[2 * i], halves[2 * i + 1], 0x88),
+                              _mm512_maskz_shuffle_f32x4(all16, halves[2 * i], halves[2 * i + 1], 0xdd));
   // Each 128-bit lane i now has four candidates of row i, or of row i + 4 in the second register.
-  const __m512i pairs = Extreme::of(_mm512_maskz_unpacklo_epi64(all8, quarters[0], quarters[1]),
-                                    _mm512_maskz_unpackhi_epi64(all8, quarters[0], quarters[1]));
-  const __m512i single = Extreme::of(pairs, _mm512_maskz_shuffle_epi32(all16, pairs, _MM_PERM_CDAB));
+  const __m512 pairs = Extreme::of(_mm512_maskz_shuffle_ps(all16, quarters[0], quarters[1], 0x44),
+                                   _mm512_maskz_shuffle_ps(all16, quarters[0], quarters[1], 0xee));
+  const __m512 single = Extreme::of(pairs, _mm512_maskz_permute_ps(all16, pairs, 0xb1));
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
-  _mm512_mask_storeu_epi32(out, 0xff, _mm512_maskz_permutexvar_epi32(all16, order, single));
+  _mm512_mask_storeu_ps(out, 0xff, _mm512_maskz_permutexvar_ps(all16, order, single));
 }
 
-template <bool only_max>
-inline void extremes(const float* const* rows, int count, std::int64_t dim, BitExtremes* out) {
-  __m512i most[group_rows], least[group_rows], top[group_rows];
-  for (int i = 0; i < group_rows; ++i) {
-    most[i] = _mm512_set1_epi32(UnsignedMax::neutral);
-    least[i] = _mm512_set1_epi32(UnsignedMin::neutral);
-    top[i] = _mm512_set1_epi32(SignedMax::neutral);
-  }
+// The extremes of some rows. Returns false if there may be a NaN or, where the rows should have no negative value, one of
+// these: what is written is then of no use.
+template <bool non_negative>
+inline bool find_ranges(const float* const* rows, int count, std::int64_t dim, GroupRanges& out) {
   const __mmask16 rest = lanes16(dim % 16);
+  __m512 most[group_rows] = {};
+  if constexpr (non_negative) {
+    // One maximum for all: the bits of a negative value, NaN or infinity are above those of the others.
+    for (int i = 0; i < count; ++i) {
+      __m512 top = _mm512_setzero_ps();
+      std::int64_t j = 0;
+      for (; j + 16 <= dim; j += 16) top = BitMax::of(top, _mm512_loadu_ps(rows[i] + j));
+      if (rest != 0) top = BitMax::of(top, _mm512_maskz_loadu_ps(rest, rows[i] + j));
+      most[i] = top;
+    }
+    across<BitMax>(most, out.maximum);
+    std::uint32_t top = 0;
+    for (int i = 0; i < group_rows; ++i) {
+      out.minimum[i] = 0.0f;
+      top |= codec::bits_of(out.maximum[i]);
+    }
+    return top < infinity_bits;
+  }
+  __m512 least[group_rows] = {};
+  // A NaN or infinity times 0 is NaN, and stays.
+  __m512 poison = _mm512_setzero_ps();
   for (int i = 0; i < count; ++i) {
-    const float* const row = rows[i];
-    __m512i a = most[i], b = least[i], c = top[i];
+    __m512 low = _mm512_set1_ps(__builtin_inff()), high = _mm512_set1_ps(-__builtin_inff());
     std::int64_t j = 0;
     for (; j + 16 <= dim; j += 16) {
-      const __m512i v = _mm512_loadu_si512(row + j);
-      a = UnsignedMax::of(a, v);
-      if constexpr (!only_max) {
-        b = UnsignedMin::of(b, v);
-        c = SignedMax::of(c, v);
-      }
+      const __m512 v = _mm512_loadu_ps(rows[i] + j);
+      low = Min::of(low, v);
+      high = Max::of(high, v);
+      poison = _mm512_fmadd_ps(v, _mm512_setzero_ps(), poison);
     }
     if (rest != 0) {
-      const __m512i v = _mm512_maskz_loadu_epi32(rest, row + j);
-      a = UnsignedMax::of(a, v, rest);
-      if constexpr (!only_max) {
-        b = UnsignedMin::of(b, v, rest);
-        c = SignedMax::of(c, v, rest);
-      }
+      const __m512 v = _mm512_maskz_loadu_ps(rest, rows[i] + j);
+      low = _mm512_mask_min_ps(low, rest, low, v);
+      high = _mm512_mask_max_ps(high, rest, high, v);
+      poison = _mm512_fmadd_ps(v, _mm512_setzero_ps(), poison);
     }
-    most[i] = a;
-    least[i] = b;
-    top[i] = c;
+    least[i] = low;
+    most[i] = high;
   }
-  std::uint32_t unsigned_max[group_rows], unsigned_min[group_rows], signed_max[group_rows];
-  across<UnsignedMax>(most, unsigned_max);
-  if constexpr (!only_max) {
-    across<UnsignedMin>(least, unsigned_min);
-    across<SignedMax>(top, signed_max);
-  }
-  for (int i = 0; i < count; ++i)
-    out[i] = {unsigned_max[i], only_max ? 0 : unsigned_min[i],
-              static_cast<std::int32_t>(only_max ? unsigned_max[i] : signed_max[i])};
-}
-
-inline void extremes_of(const float* const* rows, int count, std::int64_t dim, bool only_max, BitExtremes* out) {
-  if (only_max)
-    extremes<true>(rows, count, dim, out);
-  else
-    extremes<false>(rows, count, dim, out);
+  across<Min>(least, out.minimum);
+  across<Max>(most, out.maximum);
+  return _mm512_cmp_ps_mask(poison, poison, _CMP_UNORD_Q) == 0;
 }
 
 // How a row's values become codes.
@@ -121,7 +115,7 @@ struct Quantiser {
 };
 
 inline __m512 load_floats(const float* from, std::int64_t count) {
-  return count >= 16 ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps(lanes16(count > 0 ? count : 0), from);
+  return count >= 16 ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps(lanes16(count), from);
 }
 
 // 64 codes, one a byte, those from count on zero.
@@ -130,8 +124,11 @@ inline __m512i codes_of(const Quantiser<one_sided, stochastic>& quantiser, const
                         const std::uint16_t* random) {
   __m512i words[4];
   for (int i = 0; i < 4; ++i)
-    words[i] = _mm512_maskz_srli_epi32(
-        all16, quantiser(load_floats(in + 16 * i, count - 16 * i), stochastic ? random + 16 * i : nullptr), 16);
+    words[i] = count > 16 * i ? _mm512_maskz_srli_epi32(all16,
+                                                        quantiser(load_floats(in + 16 * i, count - 16 * i),
+                                                                  stochastic ? random + 16 * i : nullptr),
+                                                        16)
+                              : _mm512_setzero_si512();
   // Packing saturates, so 256 becomes 255, and takes the 128-bit lanes one by one: their order is mended afterwards.
   const __m512i bytes =
       _mm512_packus_epi16(_mm512_packus_epi32(words[0], words[1]), _mm512_packus_epi32(words[2], words[3]));

@@ -20,31 +20,30 @@ constexpr int group_rows = 8;
 // Room that random bits need behind the last element: vector code reads whole registers of them.
 constexpr std::int64_t random_padding = 64;
 
-// Extremes of the values' bits. As unsigned numbers, negative values are above positive ones and grow with their
-// magnitude; as signed numbers, positive values are on top. NaNs and infinities are beyond all others of their sign.
-struct BitExtremes {
-  std::uint32_t unsigned_max;
-  std::uint32_t unsigned_min;
-  std::int32_t signed_max;
+// Extremes of a group of rows.
+struct GroupRanges {
+  alignas(64) float minimum[group_rows];
+  alignas(64) float maximum[group_rows];
 };
 
-struct RowRange {
-  float minimum;
-  float maximum;
-  std::uint32_t magnitude;  // bits of the largest one; above those of every number if there is a NaN
-};
+constexpr std::uint32_t sign_bit = 0x80000000u;
+constexpr std::uint32_t infinity_bits = 0x7f800000u;
 
-inline RowRange range_of(const BitExtremes& extremes) {
-  constexpr std::uint32_t sign = 0x80000000u;
-  const bool has_negative = extremes.unsigned_max >= sign;
-  const bool has_positive = extremes.signed_max >= 0;
-  const auto positive = static_cast<std::uint32_t>(extremes.signed_max);
-  const std::uint32_t negative = extremes.unsigned_max ^ sign;
-  RowRange range;
-  range.minimum = codec::float_of(has_negative ? extremes.unsigned_max : extremes.unsigned_min);
-  range.maximum = codec::float_of(has_positive ? positive : extremes.unsigned_min);
-  range.magnitude = !has_negative || (has_positive && positive > negative) ? positive : negative;
-  return range;
+// Extremes of a row through its values' bits, so that a NaN is one of them. As unsigned numbers, negative values are above
+// positive ones and grow with their magnitude; as signed numbers, positive values are on top.
+inline void find_range(const float* row, std::int64_t dim, float& minimum, float& maximum) {
+  std::uint32_t unsigned_max = 0, unsigned_min = 0xffffffffu;
+  std::int32_t signed_max = -0x7fffffff - 1;
+#pragma omp simd reduction(max : unsigned_max, signed_max) reduction(min : unsigned_min)
+  for (std::int64_t j = 0; j < dim; ++j) {
+    const std::uint32_t bits = codec::bits_of(row[j]);
+    const auto as_signed = static_cast<std::int32_t>(bits);
+    unsigned_max = bits > unsigned_max ? bits : unsigned_max;
+    unsigned_min = bits < unsigned_min ? bits : unsigned_min;
+    signed_max = as_signed > signed_max ? as_signed : signed_max;
+  }
+  minimum = codec::float_of(unsigned_max >= sign_bit ? unsigned_max : unsigned_min);
+  maximum = codec::float_of(signed_max >= 0 ? static_cast<std::uint32_t>(signed_max) : unsigned_min);
 }
 
 // Memory that starts at any byte.
@@ -141,20 +140,16 @@ inline void write_codes(const std::uint8_t* codes, std::int64_t count, std::uint
 
 #if !defined(__AVX2__)
 
-inline void extremes_of(const float* const* rows, int count, std::int64_t dim, bool, BitExtremes* out) {
-  for (int i = 0; i < count; ++i) {
-    const float* const row = rows[i];
-    std::uint32_t unsigned_max = 0, unsigned_min = 0xffffffffu;
-    std::int32_t signed_max = -0x7fffffff - 1;
-    for (std::int64_t j = 0; j < dim; ++j) {
-      const std::uint32_t bits = codec::bits_of(row[j]);
-      const auto as_signed = static_cast<std::int32_t>(bits);
-      unsigned_max = bits > unsigned_max ? bits : unsigned_max;
-      unsigned_min = bits < unsigned_min ? bits : unsigned_min;
-      signed_max = as_signed > signed_max ? as_signed : signed_max;
-    }
-    out[i] = {unsigned_max, unsigned_min, signed_max};
-  }
+// The extremes of some rows. Returns false if there may be a NaN or, where the rows should have no negative value, one of
+// these: what is written is then of no use.
+template <bool non_negative>
+bool find_ranges(const float* const* rows, int count, std::int64_t dim, GroupRanges& out) {
+  for (int i = 0; i < count; ++i) find_range(rows[i], dim, out.minimum[i], out.maximum[i]);
+  for (int i = 0; i < count; ++i)
+    if ((codec::bits_of(out.minimum[i]) & ~sign_bit) >= infinity_bits || (non_negative && out.minimum[i] < 0.0f) ||
+        (codec::bits_of(out.maximum[i]) & ~sign_bit) >= infinity_bits)
+      return false;
+  return true;
 }
 
 template <int width, bool one_sided, bool stochastic>

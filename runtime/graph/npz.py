@@ -257,6 +257,6 @@ def _one_line(path: Path) -> Iterator[None]:
     """Turn what zipfile, zlib and numpy raise on a damaged file into one GraphError."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise GraphError(f"{path}: the file is truncated or damaged ({reason})") from error

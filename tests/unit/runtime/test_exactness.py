@@ -45,6 +45,19 @@ def test_no_saving_changes_a_gradient(switches: tuple[bool, ...], layer: str, tm
     assert_exact(random_case(3), tmp_path, 3, model=model, method={"exact": exact}, dtype="float64")
 
 
+@pytest.mark.parametrize("layer", ["gcn", "sage", *OPAQUE_LAYERS])
+@pytest.mark.parametrize("transform_first", [False, True])
+def test_waiting_for_all_messages_first_changes_no_gradient(layer: str, transform_first: bool, tmp_path: Path) -> None:
+    exact = {**dict.fromkeys(SAVINGS, False), "transform_first": transform_first}
+    model = {"layer": layer, "layers": 3, "hidden": 9, "dropout": 0.3, "options": OPAQUE_LAYERS.get(layer, {})}
+    answers = []
+    for overlap in (True, False):
+        config = run_config(4, model=model, method={"exact": exact, "overlap": overlap}, dtype="float64")
+        answers.append(train_one_epoch(random_case(4), config, tmp_path / str(overlap))[0][0])
+    assert answers[1].loss == pytest.approx(answers[0].loss, rel=1e-12)
+    assert largest_relative_error(answers[1].gradients, answers[0].gradients) <= 1e-12
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("layer", ["gcn", "sage"])
 @pytest.mark.parametrize("switches", list(product([False, True], repeat=2)))

@@ -14,7 +14,7 @@ from tests.support.graphs import Case, chain_case, random_case
 from tests.support.sessions import shards_of
 
 from halocast.errors import MisuseError
-from halocast.runtime.graph.shard import MANIFEST, open_shards, partition_statistics, write_shards
+from halocast.runtime.graph.shard import MANIFEST, SHARD_VERSION, open_shards, partition_statistics, write_shards
 
 
 def neighbours(case: Case) -> list[set[int]]:
@@ -143,7 +143,7 @@ def test_folders_that_are_no_shards(tmp_path: Path) -> None:
     with pytest.raises(MisuseError, match="is not valid JSON"):
         open_shards(tmp_path)
     (tmp_path / MANIFEST).write_text(json.dumps({"version": 99}))
-    with pytest.raises(MisuseError, match="layout 99; this halocast reads 1"):
+    with pytest.raises(MisuseError, match=f"layout 99; this halocast reads {SHARD_VERSION}"):
         open_shards(tmp_path)
     shards = shards_of(random_case(2), tmp_path / "shards")
     (shards.folder / "part-00000" / "indptr.npy").write_bytes(b"broken")
