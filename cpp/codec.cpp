@@ -75,12 +75,62 @@ inline __attribute__((always_inline)) void fetch_row(const float* row, std::int6
   prefetch(row, bytes < most ? bytes : most);
 }
 
+static const int TR = getenv("TR") ? atoi(getenv("TR")) : 0;
+// Runs ahead of the packing through the cache lines of rows [first, last).
+class LineFetcher {
+ public:
+  LineFetcher(const Pack& pack, std::int64_t first, std::int64_t last) : p_(pack), row_(first), last_(last) { start(); }
+
+  void advance(std::int64_t lines) {
+    for (; lines > 0; --lines) step();
+  }
+
+  // Fetches whatever of the rows before this one is still to be fetched.
+  void reach(std::int64_t row) {
+    if (row > last_) row = last_;
+    while (row_ < row) step();
+  }
+
+ private:
+  static constexpr std::uintptr_t line = 64;
+
+  inline __attribute__((always_inline)) void step() {
+    __builtin_prefetch(reinterpret_cast<const void*>(next_));
+    next_ += line;
+    if (next_ >= end_) {
+      ++row_;
+      start();
+    }
+  }
+
+  void start() {
+    if (row_ >= last_) {
+      next_ -= line;  // goes on fetching the last one, which costs nothing
+      return;
+    }
+    const auto begin = reinterpret_cast<std::uintptr_t>(p_.in + row_of(p_.index, row_) * p_.in_stride);
+    next_ = begin & ~(line - 1);
+    end_ = begin + static_cast<std::uintptr_t>(p_.records.dim) * sizeof(float);
+    if (TR > 0 && row_ + TR < last_) __builtin_prefetch(p_.in + row_of(p_.index, row_ + TR) * p_.in_stride);
+  }
+
+  const Pack& p_;
+  std::int64_t row_;
+  std::int64_t last_;
+  std::uintptr_t next_ = 0;
+  std::uintptr_t end_ = 0;
+};
+
 // Rows up to this long get the random bits of a whole group at once; longer ones part by part.
-static const int PFD = getenv("PFD") ? atoi(getenv("PFD")) : 8;
 constexpr std::int64_t grouped_dim = 1024;
 constexpr std::int64_t random_elements = grouped_dim * group_rows;
 
-// Packs up to group_rows rows at a time, in three steps that each find the rows in the nearest cache.
+static const int PFD = getenv("PFD") ? atoi(getenv("PFD")) : 4096;
+static const int STEPB = getenv("STEPB") ? atoi(getenv("STEPB")) : 8192;
+static const int DR = getenv("DR") ? atoi(getenv("DR")) : 2;
+static const int WR = getenv("WR") ? atoi(getenv("WR")) : 32;
+
+// Packs up to group_rows rows at a time, in steps that each find the rows in the nearest cache.
 template <bool one_sided, bool stochastic>
 class GroupPacker {
  public:
@@ -89,57 +139,77 @@ class GroupPacker {
 
   // Rows [first, last).
   void operator()(std::int64_t first, std::int64_t last) {
-    for (std::int64_t k = first; k < last; k += group_rows) {
-      const int count = static_cast<int>(last - k < group_rows ? last - k : group_rows);
+    const std::int64_t rb=r_.dim*4;
+    std::int64_t step = STEPB/rb; step = step < 1 ? 1 : step > group_rows ? group_rows : step; if (step<8) step = step>=4?4:step>=2?2:1;
+    const std::int64_t D = step + (PFD + rb - 1)/rb;
+    LineFetcher f(p_, first, last);
+    for (std::int64_t k = first; k < last; k += step) {
+      const int count = static_cast<int>(last - k < step ? last - k : step);
+      f.reach(k+D);
       for (int i = 0; i < count; ++i) rows_[i] = p_.in + row_of(p_.index, k + i) * p_.in_stride;
-      find_ranges(k, count);
-      if (stochastic && r_.dim <= grouped_dim) draw(k, count);
+      widths_ = r_.widths + k;
+      if (count < group_rows) {
+        std::memcpy(last_widths_, widths_, static_cast<std::size_t>(count));
+        widths_ = last_widths_;
+      }
+      if (!measure(k, count)) continue;
+      if (stochastic && r_.dim <= grouped_dim) draw(k, count, f);
       for (int i = 0; i < count; ++i) {
-        if (k + i + PFD < last) fetch_row(p_.in + row_of(p_.index, k + i + PFD) * p_.in_stride, r_.dim);
-        if (sendable_[i]) write(k + i, i);
+        write(k + i, i, f);
+        f.advance((r_.dim + WR-1)/WR);
       }
     }
   }
 
  private:
-  void find_ranges(std::int64_t k, int count) {
-    bool any = p_.ranges != nullptr;
-    bool only_max = one_sided;
-    for (int i = 0; i < count; ++i) {
-      sendable_[i] = true;
-      any |= r_.widths[k + i] < 32;
-      only_max &= r_.widths[k + i] < 16;
+  // Ranges and grids of the group's rows; false if one of them cannot be sent.
+  bool measure(std::int64_t k, int count) {
+    std::uint64_t widths;
+    static_assert(sizeof widths == group_rows, "one byte a row");
+    std::memcpy(&widths, widths_, sizeof widths);
+    if (widths == 0x2020202020202020u && p_.ranges == nullptr) return true;  // all of 32 bits
+    const bool all_coded = (widths & 0xf0f0f0f0f0f0f0f0u) == 0;
+    const bool clean = one_sided && all_coded ? find_ranges<true>(rows_, count, r_.dim, ranges_)
+                                          : find_ranges<false>(rows_, count, r_.dim, ranges_);
+    if (!clean)
+      for (int i = 0; i < count; ++i) find_range(rows_[i], r_.dim, ranges_.minimum[i], ranges_.maximum[i]);
+    if (p_.ranges != nullptr)
+      for (int i = 0; i < count; ++i)  // adding 0 turns -0 into 0
+        p_.ranges[k + i] = (one_sided ? ranges_.maximum[i] : ranges_.maximum[i] - ranges_.minimum[i]) + 0.0f;
+    const std::uint32_t limit =
+        r_.rounding == Rounding::rotated ? codec::rotated_magnitude_limit : codec::magnitude_limit;
+    if (!is_within<one_sided>(ranges_, limit)) {
+      bool sendable = true;
+      for (int i = 0; i < count; ++i)
+        if (!is_sendable(i)) {
+          offender_.complain(k + i);
+          sendable = false;
+        }
+      if (!sendable) return false;
     }
-    if (!any) return;
-    BitExtremes extremes[group_rows];
-    extremes_of(rows_, count, r_.dim, only_max, extremes);
-    for (int i = 0; i < count; ++i) {
-      const int width = r_.widths[k + i];
-      const std::uint32_t limit = is_rotated(r_, width) ? codec::rotated_magnitude_limit : codec::magnitude_limit;
-      // Of -0 or what cannot be sent, the maximum alone does not tell which.
-      if (only_max && extremes[i].unsigned_max >= limit) extremes_of(rows_ + i, 1, r_.dim, false, extremes + i);
-      ranges_[i] = range_of(extremes[i]);
-      const RowRange& range = ranges_[i];
-      const bool sendable = range.magnitude < limit && !(one_sided && width < 16 && range.minimum < 0.0f);
-      if (!sendable && width < 32) {
-        sendable_[i] = false;
-        offender_.complain(k + i);
-      }
-      // Adding 0 turns -0 into 0.
-      if (p_.ranges != nullptr) p_.ranges[k + i] = (one_sided ? range.maximum : range.maximum - range.minimum) + 0.0f;
-    }
+    make_grids<one_sided>(ranges_, widths_, grids_);
+    return true;
+  }
+
+  bool is_sendable(int i) const {
+    const std::uint32_t limit = is_rotated(r_, widths_[i]) ? codec::rotated_magnitude_limit : codec::magnitude_limit;
+    const std::uint32_t low = codec::bits_of(ranges_.minimum[i]), high = codec::bits_of(ranges_.maximum[i]);
+    const bool sendable = (low & ~sign_bit) < limit && (high & ~sign_bit) < limit &&
+                          !(one_sided && widths_[i] < 16 && ranges_.minimum[i] < 0.0f);
+    return sendable || widths_[i] == 32;
   }
 
   // Random bits of the group's rows.
-  void draw(std::int64_t k, int count) {
+  void draw(std::int64_t k, int count, LineFetcher& f) {
     const std::int64_t blocks = random_blocks(r_.dim);
     stride_ = random_.stride(blocks);
     for (int i = 0; i < count; i += random_rows)
-      random_.fill(r_.nodes + k + i, count - i < random_rows ? count - i : random_rows, 0, blocks, bits_ + i * stride_);
+      random_.fill(r_.nodes + k + i, count - i < random_rows ? count - i : random_rows, 0, blocks, bits_ + i * stride_,
+                   [&](int blocks) { f.advance(blocks*DR / 8); });
   }
 
-  void write(std::int64_t k, int i) {
-    const int width = r_.widths[k];
+  void write(std::int64_t k, int i, LineFetcher& f) {
+    const int width = widths_[i];
     std::uint8_t* const record = p_.wire + r_.offsets[k];
     if (width == 32)
       std::memcpy(record, rows_[i], static_cast<std::size_t>(r_.dim) * sizeof(float));
@@ -148,23 +218,23 @@ class GroupPacker {
     else if (is_rotated(r_, width))
       pack_rotated(rows_[i], r_, r_.nodes[k], width, record);
     else
-      with_width(width, [&](auto constant) { write_codes_of<decltype(constant)::value>(k, i, record); });
+      with_width(width, [&](auto constant) { write_codes_of<decltype(constant)::value>(k, i, record, f); });
   }
 
   template <int width>
-  inline __attribute__((always_inline)) void write_codes_of(std::int64_t k, int i, std::uint8_t* record) {
-    const codec::Grid grid = codec::grid_of(ranges_[i].minimum, ranges_[i].maximum, width, one_sided);
-    if constexpr (!one_sided) write_u16(record, grid.offset_code);
-    write_u16(record + (one_sided ? 0 : 2), grid.scale_code);
+  inline __attribute__((always_inline)) void write_codes_of(std::int64_t k, int i, std::uint8_t* record, LineFetcher& f) {
+    if constexpr (!one_sided) write_u16(record, static_cast<std::uint16_t>(grids_.offset_code[i]));
+    write_u16(record + (one_sided ? 0 : 2), static_cast<std::uint16_t>(grids_.scale_code[i]));
     std::uint8_t* const codes = record + (one_sided ? 2 : 4);
+    const float offset = grids_.offset[i], inverse = grids_.inverse[i];
     if (!stochastic || r_.dim <= grouped_dim) {
-      quantise<width, one_sided, stochastic>(rows_[i], r_.dim, grid, bits_ + i * stride_, codes);
+      quantise<width, one_sided, stochastic>(rows_[i], r_.dim, offset, inverse, bits_ + i * stride_, codes);
       return;
     }
     for (std::int64_t first = 0; first < r_.dim; first += random_elements) {
       const std::int64_t part = r_.dim - first < random_elements ? r_.dim - first : random_elements;
-      random_.fill(r_.nodes + k, 1, first / block_elements, random_blocks(part), bits_);
-      quantise<width, one_sided, stochastic>(rows_[i] + first, part, grid, bits_, codes + first / 8 * width);
+      random_.fill(r_.nodes + k, 1, first / block_elements, random_blocks(part), bits_,[&](int blocks) { f.advance(blocks*DR/8); });
+      quantise<width, one_sided, stochastic>(rows_[i] + first, part, offset, inverse, bits_, codes + first / 8 * width);
     }
   }
 
@@ -173,8 +243,10 @@ class GroupPacker {
   const RandomBits& random_;
   Offender& offender_;
   const float* rows_[group_rows];
-  RowRange ranges_[group_rows];
-  bool sendable_[group_rows];
+  const std::uint8_t* widths_ = nullptr;
+  std::uint8_t last_widths_[group_rows] = {};
+  GroupRanges ranges_ = {};
+  GroupGrids grids_;
   std::int64_t stride_ = 0;
   alignas(64) std::uint16_t bits_[random_elements + random_padding];
 };

@@ -79,18 +79,18 @@ inline bool find_ranges(const float* const* rows, int count, std::int64_t dim, G
 }
 
 template <int width, bool one_sided, bool stochastic>
-inline void quantise(const float* in, std::int64_t count, const codec::Grid& grid, const std::uint16_t* random,
+inline void quantise(const float* in, std::int64_t count, float offset, float inverse, const std::uint16_t* random,
                      std::uint8_t* out) {
-  const __m256 offset = _mm256_set1_ps(grid.offset);
-  const __m256 inverse = _mm256_set1_ps(grid.inverse);
+  const __m256 low = _mm256_set1_ps(offset);
+  const __m256 units = _mm256_set1_ps(inverse);
   for (std::int64_t first = 0; first < count; first += 32, out += 4 * width) {
     const std::int64_t left = count - first;
     __m256i words[4];
     for (int i = 0; i < 4; ++i) {
       __m256 x = load_floats(in + first + 8 * i, left - 8 * i);
-      if constexpr (!one_sided) x = x - offset;
+      if constexpr (!one_sided) x = x - low;
       // Rounds to nearest even, the mode every thread starts in.
-      __m256i fraction = _mm256_cvtps_epi32(x * inverse);
+      __m256i fraction = _mm256_cvtps_epi32(x * units);
       if constexpr (stochastic)
         fraction = _mm256_add_epi32(fraction, _mm256_cvtepu16_epi32(_mm_loadu_si128(
                                                   reinterpret_cast<const __m128i*>(random + first + 8 * i))));

@@ -27,9 +27,9 @@ struct Min {
   static __m512 of(__m512 a, __m512 b) { return _mm512_maskz_min_ps(all16, a, b); }
 };
 
-// The extreme of each register. A tree in which every step halves the registers.
+// The extreme of each register, twice. A tree in which every step halves the registers.
 template <class Extreme>
-inline void across(const __m512 v[group_rows], float out[group_rows]) {
+inline __m512 across(const __m512 v[group_rows]) {
   __m512 halves[4], quarters[2];
   for (int i = 0; i < 4; ++i)
     halves[i] = Extreme::of(_mm512_maskz_shuffle_f32x4(all16, v[2 * i], v[2 * i + 1], 0x44),
@@ -41,8 +41,8 @@ inline void across(const __m512 v[group_rows], float out[group_rows]) {
   const __m512 pairs = Extreme::of(_mm512_maskz_shuffle_ps(all16, quarters[0], quarters[1], 0x44),
                                    _mm512_maskz_shuffle_ps(all16, quarters[0], quarters[1], 0xee));
   const __m512 single = Extreme::of(pairs, _mm512_maskz_permute_ps(all16, pairs, 0xb1));
-  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
-  _mm512_mask_storeu_ps(out, 0xff, _mm512_maskz_permutexvar_ps(all16, order, single));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 4, 8, 12, 2, 6, 10, 14);
+  return _mm512_maskz_permutexvar_ps(all16, order, single);
 }
 
 // The extremes of some rows. Returns false if there may be a NaN or, where the rows should have no negative value, one of
@@ -50,7 +50,8 @@ inline void across(const __m512 v[group_rows], float out[group_rows]) {
 template <bool non_negative>
 inline bool find_ranges(const float* const* rows, int count, std::int64_t dim, GroupRanges& out) {
   const __mmask16 rest = lanes16(dim % 16);
-  __m512 most[group_rows] = {};
+  __m512 most[group_rows], least[group_rows];
+  for (int i = count; i < group_rows; ++i) most[i] = least[i] = _mm512_setzero_ps();
   if constexpr (non_negative) {
     // One maximum for all: the bits of a negative value, NaN or infinity are above those of the others.
     for (int i = 0; i < count; ++i) {
@@ -60,15 +61,11 @@ inline bool find_ranges(const float* const* rows, int count, std::int64_t dim, G
       if (rest != 0) top = BitMax::of(top, _mm512_maskz_loadu_ps(rest, rows[i] + j));
       most[i] = top;
     }
-    across<BitMax>(most, out.maximum);
-    std::uint32_t top = 0;
-    for (int i = 0; i < group_rows; ++i) {
-      out.minimum[i] = 0.0f;
-      top |= codec::bits_of(out.maximum[i]);
-    }
-    return top < infinity_bits;
+    const __m512 tops = across<BitMax>(most);
+    _mm512_store_ps(out.maximum, tops);
+    _mm512_store_ps(out.minimum, _mm512_setzero_ps());
+    return _mm512_cmpge_epu32_mask(_mm512_castps_si512(tops), _mm512_set1_epi32(infinity_bits)) == 0;
   }
-  __m512 least[group_rows] = {};
   // A NaN or infinity times 0 is NaN, and stays.
   __m512 poison = _mm512_setzero_ps();
   for (int i = 0; i < count; ++i) {
@@ -89,25 +86,24 @@ inline bool find_ranges(const float* const* rows, int count, std::int64_t dim, G
     least[i] = low;
     most[i] = high;
   }
-  across<Min>(least, out.minimum);
-  across<Max>(most, out.maximum);
+  _mm512_store_ps(out.minimum, across<Min>(least));
+  _mm512_store_ps(out.maximum, across<Max>(most));
   return _mm512_cmp_ps_mask(poison, poison, _CMP_UNORD_Q) == 0;
 }
 
 // How a row's values become codes.
 template <bool one_sided, bool stochastic>
 struct Quantiser {
-  __m512 offset;
-  __m512 inverse;
+  __m512 low;
+  __m512 units;
 
-  explicit Quantiser(const codec::Grid& grid)
-      : offset(_mm512_set1_ps(grid.offset)), inverse(_mm512_set1_ps(grid.inverse)) {}
+  Quantiser(float offset, float inverse) : low(_mm512_set1_ps(offset)), units(_mm512_set1_ps(inverse)) {}
 
   // In fraction units, the random bits added.
   __m512i operator()(__m512 x, const std::uint16_t* random) const {
-    if constexpr (!one_sided) x = x - offset;
+    if constexpr (!one_sided) x = x - low;
     const __m512i fraction =
-        _mm512_maskz_cvt_roundps_epi32(all16, x * inverse, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        _mm512_maskz_cvt_roundps_epi32(all16, x * units, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     if constexpr (!stochastic) return _mm512_add_epi32(fraction, _mm512_set1_epi32(codec::nearest_bits));
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(random));
     return _mm512_add_epi32(fraction, _mm512_maskz_cvtepu16_epi32(all16, bits));
@@ -139,9 +135,9 @@ inline __m512i codes_of(const Quantiser<one_sided, stochastic>& quantiser, const
 }
 
 template <int width, bool one_sided, bool stochastic>
-inline void quantise(const float* in, std::int64_t count, const codec::Grid& grid, const std::uint16_t* random,
+inline void quantise(const float* in, std::int64_t count, float offset, float inverse, const std::uint16_t* random,
                      std::uint8_t* out) {
-  const Quantiser<one_sided, stochastic> quantiser(grid);
+  const Quantiser<one_sided, stochastic> quantiser(offset, inverse);
   for (std::int64_t first = 0; first < count; first += 64, out += 8 * width) {
     const std::int64_t left = count - first;
     const __m512i codes = codes_of<width>(quantiser, in + first, left, stochastic ? random + first : nullptr);

@@ -4,6 +4,8 @@
 // products is made once for a row or a block; see philox.h for the generator.
 #pragma once
 
+#include <type_traits>
+
 #include "codec_row.h"
 #include "philox.h"
 
@@ -96,7 +98,10 @@ class RandomBits {
   }
 
   // Blocks [first, first + count) of up to random_rows rows; all blocks where they share registers.
-  void fill(const std::int64_t* nodes, int rows, std::int64_t first, std::int64_t count, std::uint16_t* out) const {
+  // meanwhile(blocks) is called now and then, with what was made since: to fetch what is needed next.
+  template <class Meanwhile>
+  void fill(const std::int64_t* nodes, int rows, std::int64_t first, std::int64_t count, std::uint16_t* out,
+            const Meanwhile& meanwhile) const {
     PhiloxState node, node_high;
     for (int i = 0; i < random_rows; ++i) node[i] = static_cast<std::uint64_t>(nodes[i < rows ? i : rows - 1]);
     node_high = (node >> 32 & 0xffu) | tag_;
@@ -104,55 +109,91 @@ class RandomBits {
     const PhiloxState tag = node_high ^ key1_[0];
     const PhiloxState high = product >> 32 ^ key1_[1];
     if (shares_) {
-      for (std::int64_t batch = 0; batch < blocks_; ++batch, out += philox_batch * block_elements)
-        finish(product_[batch], __builtin_shuffle(tag, row_[batch]), __builtin_shuffle(product, row_[batch]),
-               __builtin_shuffle(high, row_[batch]), out);
+      const auto make = [&](auto together, std::int64_t batch) {
+        constexpr int n = decltype(together)::value;
+        Counters counters[n];
+        for (int i = 0; i < n; ++i)
+          counters[i] = {product_[batch + i], __builtin_shuffle(tag, row_[batch + i]),
+                         __builtin_shuffle(product, row_[batch + i]), __builtin_shuffle(high, row_[batch + i])};
+        finish<n>(counters, out + batch * batch_elements);
+        meanwhile(n * philox_batch);
+      };
+      for_batches(blocks_, make);
       return;
     }
     PhiloxState start;
     for (int lane = 0; lane < philox_batch; ++lane)
       start[lane] = static_cast<std::uint64_t>(first + lane_block(lane)) * philox_multiplier_0;
-    for (int i = 0; i < rows; ++i) {
+    const std::int64_t batches = (count + philox_batch - 1) / philox_batch;
+    for (int row = 0; row < rows; ++row, out += batches * batch_elements) {
+      const Counters of_row{start, PhiloxState{} + tag[row], PhiloxState{} + product[row], PhiloxState{} + high[row]};
       PhiloxState block = start;
-      const PhiloxState row_tag = PhiloxState{} + tag[i], row_product = PhiloxState{} + product[i],
-                        row_high = PhiloxState{} + high[i];
-      for (std::int64_t done = 0; done < count; done += philox_batch, out += philox_batch * block_elements) {
-        finish(block, row_tag, row_product, row_high, out);
-        block += PhiloxState{} + std::uint64_t{philox_multiplier_0} * philox_batch;
-      }
+      const auto make = [&](auto together, std::int64_t batch) {
+        constexpr int n = decltype(together)::value;
+        Counters counters[n];
+        for (int i = 0; i < n; ++i) {
+          counters[i] = of_row;
+          counters[i].block = block;
+          block += PhiloxState{} + std::uint64_t{philox_multiplier_0} * philox_batch;
+        }
+        finish<n>(counters, out + batch * batch_elements);
+        meanwhile(n * philox_batch);
+      };
+      for_batches(batches, make);
     }
   }
 
  private:
-  // The words of one block a lane. block: its number times the first multiplier; tag: the fourth counter word with the
-  // first key; product: of the second round's first word; high: its upper half with the second key.
-  inline __attribute__((always_inline)) void finish(PhiloxState block, PhiloxState tag, PhiloxState product,
-                                                    PhiloxState high, std::uint16_t* out) const {
+  static constexpr std::int64_t batch_elements = philox_batch * block_elements;
+  // Batches made together, so that the rounds of one fill the waits of another.
+  static constexpr int together = 2;
+
+  // What the rounds start from. block: its number times the first multiplier; tag: the fourth counter word with the first
+  // key; product: of the second round's first word; high: its upper half with the second key.
+  struct Counters {
+    PhiloxState block, tag, product, high;
+  };
+
+  template <class Make>
+  static inline __attribute__((always_inline)) void for_batches(std::int64_t batches, const Make& make) {
+    std::int64_t batch = 0;
+    for (; batch + together <= batches; batch += together) make(std::integral_constant<int, together>{}, batch);
+    for (; batch < batches; ++batch) make(std::integral_constant<int, 1>{}, batch);
+  }
+
+  // The words of one block a lane, for n batches.
+  template <int n>
+  inline __attribute__((always_inline)) void finish(const Counters counters[n], std::uint16_t* out) const {
     const PhiloxState multiplier0 = PhiloxState{} + philox_multiplier_0;
     const PhiloxState multiplier1 = PhiloxState{} + philox_multiplier_1;
-    const PhiloxState second = multiply_low_halves(high_halves(block) ^ tag, multiplier1);
-    PhiloxState c0 = high_halves(second) ^ epoch_low_;
-    PhiloxState c1 = second;
-    PhiloxState c2 = high ^ block;
-    PhiloxState c3 = product;
-    for (int round = 2; round < philox_rounds - 1; ++round) {
-      const PhiloxState product0 = multiply_low_halves(c0, multiplier0);
-      const PhiloxState product1 = multiply_low_halves(c2, multiplier1);
-      c0 = xor3(high_halves(product1), c1, key0_[round]);
-      c2 = xor3(high_halves(product0), c3, key1_[round]);
-      c1 = product1;
-      c3 = product0;
+    PhiloxState c0[n], c1[n], c2[n], c3[n];
+    for (int i = 0; i < n; ++i) {
+      c1[i] = multiply_low_halves(high_halves(counters[i].block) ^ counters[i].tag, multiplier1);
+      c0[i] = high_halves(c1[i]) ^ epoch_low_;
+      c2[i] = counters[i].high ^ counters[i].block;
+      c3[i] = counters[i].product;
     }
+    for (int round = 2; round < philox_rounds - 1; ++round)
+      for (int i = 0; i < n; ++i) {
+        const PhiloxState product0 = multiply_low_halves(c0[i], multiplier0);
+        const PhiloxState product1 = multiply_low_halves(c2[i], multiplier1);
+        c0[i] = xor3(high_halves(product1), c1[i], key0_[round]);
+        c2[i] = xor3(high_halves(product0), c3[i], key1_[round]);
+        c1[i] = product1;
+        c3[i] = product0;
+      }
     // The last round leaves two words in each lane, in their order in memory.
     const PhiloxState low_half = PhiloxState{} + 0xffffffffu;
-    const PhiloxState words01 =
-        swap_halves(multiply_low_halves(c2, multiplier1)) ^ ((c1 ^ key0_[philox_rounds - 1]) & low_half);
-    const PhiloxState words23 =
-        swap_halves(multiply_low_halves(c0, multiplier0)) ^ ((c3 ^ key1_[philox_rounds - 1]) & low_half);
-    const PhiloxState lower = even_lanes(words01, words23);
-    const PhiloxState upper = odd_lanes(words01, words23);
-    std::memcpy(out, &lower, sizeof lower);
-    std::memcpy(out + sizeof lower / 2, &upper, sizeof upper);
+    for (int i = 0; i < n; ++i, out += batch_elements) {
+      const PhiloxState words01 =
+          swap_halves(multiply_low_halves(c2[i], multiplier1)) ^ ((c1[i] ^ key0_[philox_rounds - 1]) & low_half);
+      const PhiloxState words23 =
+          swap_halves(multiply_low_halves(c0[i], multiplier0)) ^ ((c3[i] ^ key1_[philox_rounds - 1]) & low_half);
+      const PhiloxState lower = even_lanes(words01, words23);
+      const PhiloxState upper = odd_lanes(words01, words23);
+      std::memcpy(out, &lower, sizeof lower);
+      std::memcpy(out + batch_elements / 2, &upper, sizeof upper);
+    }
   }
 
   std::int64_t blocks_;

@@ -20,10 +20,10 @@ constexpr int group_rows = 8;
 // Room that random bits need behind the last element: vector code reads whole registers of them.
 constexpr std::int64_t random_padding = 64;
 
-// Extremes of a group of rows.
+// Extremes of a group of rows; room for a whole register each.
 struct GroupRanges {
-  alignas(64) float minimum[group_rows];
-  alignas(64) float maximum[group_rows];
+  alignas(64) float minimum[2 * group_rows];
+  alignas(64) float maximum[2 * group_rows];
 };
 
 constexpr std::uint32_t sign_bit = 0x80000000u;
@@ -44,6 +44,67 @@ inline void find_range(const float* row, std::int64_t dim, float& minimum, float
   }
   minimum = codec::float_of(unsigned_max >= sign_bit ? unsigned_max : unsigned_min);
   maximum = codec::float_of(signed_max >= 0 ? static_cast<std::uint32_t>(signed_max) : unsigned_min);
+}
+
+// Grids of a group of rows.
+struct GroupGrids {
+  alignas(64) float offset[group_rows];
+  alignas(64) float inverse[group_rows];
+  alignas(64) std::uint32_t offset_code[group_rows];
+  alignas(64) std::uint32_t scale_code[group_rows];
+};
+
+// One lane for each row of a group.
+typedef float GroupFloats __attribute__((vector_size(4 * group_rows)));
+typedef std::uint32_t GroupWords __attribute__((vector_size(4 * group_rows)));
+typedef std::uint8_t GroupBytes __attribute__((vector_size(group_rows)));
+
+// codec::grid_of for all rows at once; what it makes of widths that have no grid is never read.
+template <bool one_sided>
+inline void make_grids(const GroupRanges& ranges, const std::uint8_t* widths, GroupGrids& out) {
+  GroupFloats minimum, maximum;
+  GroupBytes width;
+  std::memcpy(&minimum, ranges.minimum, sizeof minimum);
+  std::memcpy(&maximum, ranges.maximum, sizeof maximum);
+  std::memcpy(&width, widths, sizeof width);
+
+  GroupWords offset_code = {};
+  if constexpr (!one_sided) {
+    const auto bits = reinterpret_cast<GroupWords>(minimum);
+    const GroupWords away_from_zero = bits >> 31 & reinterpret_cast<GroupWords>((bits & 0xffffu) != 0);
+    offset_code = ((bits >> 16) + away_from_zero) & reinterpret_cast<GroupWords>(minimum != 0.0f);
+  }
+  const auto offset = reinterpret_cast<GroupFloats>(offset_code << 16);
+
+  const GroupWords one = GroupWords{} + 1u;
+  const GroupWords top = (one << (__builtin_convertvector(width, GroupWords) & 15u)) - one;
+  const GroupFloats scale = (maximum - offset) / __builtin_convertvector(top, GroupFloats);
+  const auto bits = reinterpret_cast<GroupWords>(scale);
+  const auto small = reinterpret_cast<GroupWords>(bits < codec::smallest_scale);
+  const GroupWords scale_code = ((small & (codec::smallest_scale >> 15)) | (~small & (bits + 0x7fffu) >> 15)) &
+                                reinterpret_cast<GroupWords>(scale > 0.0f);
+  const auto decoded = reinterpret_cast<GroupFloats>(scale_code << 15);
+  const auto inverse = reinterpret_cast<GroupFloats>(reinterpret_cast<GroupWords>(codec::fraction_units / decoded) &
+                                                     reinterpret_cast<GroupWords>(scale_code != 0));
+
+  std::memcpy(out.offset, &offset, sizeof offset);
+  std::memcpy(out.inverse, &inverse, sizeof inverse);
+  std::memcpy(out.offset_code, &offset_code, sizeof offset_code);
+  std::memcpy(out.scale_code, &scale_code, sizeof scale_code);
+}
+
+// Whether all magnitudes of a group are below a limit (as bits), and no minimum below 0 where that matters.
+template <bool non_negative>
+inline bool is_within(const GroupRanges& ranges, std::uint32_t limit) {
+  GroupFloats minimum, maximum;
+  std::memcpy(&minimum, ranges.minimum, sizeof minimum);
+  std::memcpy(&maximum, ranges.maximum, sizeof maximum);
+  GroupWords beyond = reinterpret_cast<GroupWords>((reinterpret_cast<GroupWords>(minimum) & ~sign_bit) >= limit) |
+                      reinterpret_cast<GroupWords>((reinterpret_cast<GroupWords>(maximum) & ~sign_bit) >= limit);
+  if constexpr (non_negative) beyond |= reinterpret_cast<GroupWords>(minimum < 0.0f);
+  std::uint64_t words[group_rows / 2];
+  std::memcpy(words, &beyond, sizeof words);
+  return (words[0] | words[1] | words[2] | words[3]) == 0;
 }
 
 // Memory that starts at any byte.
@@ -153,7 +214,7 @@ bool find_ranges(const float* const* rows, int count, std::int64_t dim, GroupRan
 }
 
 template <int width, bool one_sided, bool stochastic>
-void quantise(const float* in, std::int64_t count, const codec::Grid& grid, const std::uint16_t* random,
+void quantise(const float* in, std::int64_t count, float offset, float inverse, const std::uint16_t* random,
               std::uint8_t* out) {
   constexpr std::uint32_t top = (1u << width) - 1;
   constexpr std::int64_t step = 64;
@@ -161,8 +222,8 @@ void quantise(const float* in, std::int64_t count, const codec::Grid& grid, cons
     std::uint8_t codes[step] = {};
     const std::int64_t n = count - first < step ? count - first : step;
     for (std::int64_t j = 0; j < n; ++j) {
-      const float x = one_sided ? in[first + j] : in[first + j] - grid.offset;
-      const std::int32_t fraction = __builtin_irintf(x * grid.inverse);
+      const float x = one_sided ? in[first + j] : in[first + j] - offset;
+      const std::int32_t fraction = __builtin_irintf(x * inverse);
       const std::uint32_t bits = stochastic ? random[first + j] : codec::nearest_bits;
       codes[j] = static_cast<std::uint8_t>(codec::code_of(fraction, bits, top));
     }

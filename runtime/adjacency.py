@@ -127,21 +127,6 @@ class Aggregation:
     def _begin(self) -> Tensor:
         return self.adjacency._begin_with_self if self.self_loop else self.adjacency._begin
 
-    def forward_own_columns(self, source: Tensor, target: Tensor) -> None:
-        """``target[marginal] = Â[marginal, own] source``: what can be summed before any message has landed."""
-        structure = self.adjacency
-        rows, own = structure.rows.slice(Part.MARGINAL), structure.rows.own
-        kernels.aggregate(
-            self._begin,
-            structure._own_end,
-            structure._indices,
-            source,
-            target[:own],
-            row_scale=self.row_scale[:own],
-            column_scale=None if self.column_scale is None else self.column_scale[: source.shape[0]],
-            rows=(rows.start, rows.stop),
-        )
-
     def forward_from_peer(self, peer: int, source: Tensor, target: Tensor) -> None:
         """``target[marginal] += Â[marginal, halo of peer] source``."""
         structure = self.adjacency
@@ -158,13 +143,16 @@ class Aggregation:
             accumulate=True,
         )
 
-    def forward(self, part: Part, source: Tensor, target: Tensor) -> None:
-        """``target[part] = Â[part, :] source``; `part` is CENTRAL, MARGINAL or OWN."""
+    def forward(self, part: Part, source: Tensor, target: Tensor, *, own_columns: bool = False) -> None:
+        """``target[part] = Â[part, :] source``; `part` is CENTRAL, MARGINAL or OWN.
+
+        `own_columns` leaves the halo's out: what can be summed before any message has landed.
+        """
         structure = self.adjacency
         rows, own = structure.rows.slice(part), structure.rows.own
         kernels.aggregate(
             self._begin,
-            structure._end,
+            structure._own_end if own_columns else structure._end,
             structure._indices,
             source,
             target[:own],

@@ -314,12 +314,10 @@ class Executor:
         aggregation = self._aggregations[operation.layer]
         assert aggregation is not None
         source, target = self._dense(operation.source), self._buffers[operation.target]
-        if operation.columns is Part.OWN:
-            aggregation.forward_own_columns(source, target)
-        elif operation.columns is Part.HALO:
+        if operation.columns is Part.HALO:
             aggregation.forward_from_peer(operation.peer, source, target)
         elif operation.direction is Direction.FORWARD:
-            aggregation.forward(operation.part, source, target)
+            aggregation.forward(operation.part, source, target, own_columns=operation.columns is Part.OWN)
         else:
             aggregation.backward(operation.part, source, target)
 

@@ -9,6 +9,24 @@
 
 namespace halocast::codec {
 
+// The keys of each round of Philox4x32-10: made once, so that the kernels find them among their constants.
+struct RoundKeys {
+  std::uint32_t of[10][2];
+};
+
+inline RoundKeys round_keys_of(std::uint64_t seed) {
+  RoundKeys keys;
+  auto key0 = static_cast<std::uint32_t>(seed);
+  auto key1 = static_cast<std::uint32_t>(seed >> 32);
+  for (auto& key : keys.of) {
+    key[0] = key0;
+    key[1] = key1;
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+  return keys;
+}
+
 // The messages' headers are prepared but for the tag's stream part and the epoch.
 struct PackJob {
   Pack pack;
@@ -16,11 +34,13 @@ struct PackJob {
   const std::int64_t* header_offsets;  // [messages]
   std::int64_t messages;
   std::int64_t* first_bad;  // lowered to the first row that cannot be sent
+  RoundKeys keys = round_keys_of(pack.records.stream.seed);
 };
 
 struct UnpackJob {
   Unpack unpack;
   std::int64_t* first_bad;  // lowered to the first row whose record is outside the wire buffer or has an unknown width
+  RoundKeys keys = round_keys_of(unpack.records.stream.seed);
 };
 
 constexpr int group_values = 8;    // elements of one block of random words; their codes are `width` whole bytes

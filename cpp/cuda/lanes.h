@@ -89,6 +89,29 @@ HALOCAST_DEVICE std::uint32_t shift_right(std::uint32_t low, std::uint32_t high,
   return __funnelshift_r(low, high, shift);
 }
 
+// One instruction each, where the compiler would take two.
+HALOCAST_DEVICE std::uint64_t wide_product(std::uint32_t a, std::uint32_t b) {
+  std::uint64_t product;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(b));
+  return product;
+}
+HALOCAST_DEVICE std::uint32_t multiply_add(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+  std::uint32_t sum;
+  asm("mad.lo.u32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+  return sum;
+}
+
+// Has the compiler compute a value here, once, not in parts wherever it is used.
+template <class T>
+HALOCAST_DEVICE const T* settled(const T* address) {
+  asm("" : "+l"(address));
+  return address;
+}
+HALOCAST_DEVICE int settled(int value) {
+  asm("" : "+r"(value));
+  return value;
+}
+
 // To nearest, ties to even.
 HALOCAST_DEVICE std::int32_t round_to_int(float value) { return __float2int_rn(value); }
 HALOCAST_DEVICE float square_root(float value) { return __fsqrt_rn(value); }
@@ -178,6 +201,14 @@ inline void lower(std::int64_t* value, std::int64_t candidate) { *value = candid
 
 inline std::uint32_t shift_right(std::uint32_t low, std::uint32_t high, std::uint32_t shift) {
   return static_cast<std::uint32_t>((static_cast<std::uint64_t>(high) << 32 | low) >> shift);
+}
+
+inline std::uint64_t wide_product(std::uint32_t a, std::uint32_t b) { return static_cast<std::uint64_t>(a) * b; }
+inline std::uint32_t multiply_add(std::uint32_t a, std::uint32_t b, std::uint32_t c) { return a * b + c; }
+
+template <class T>
+inline T settled(T value) {
+  return value;
 }
 
 inline std::int32_t round_to_int(float value) { return static_cast<std::int32_t>(std::nearbyint(value)); }

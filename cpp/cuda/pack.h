@@ -32,7 +32,7 @@ HALOCAST_DEVICE PackedRow packed_row(const PackJob& job, std::int64_t first_row,
   PackedRow row;
   row.lane = lane % lanes;
   row.number = exists ? number : records.count - 1;
-  row.values = job.pack.in + row_of(job.pack.index, row.number) * job.pack.in_stride;
+  row.values = settled(job.pack.in + row_of(job.pack.index, row.number) * job.pack.in_stride);
   row.offset = load_constant_as<std::int64_t>(records.offsets + row.number);
   row.node = load_constant_as<std::int64_t>(records.nodes + row.number);
   row.groups = exists ? static_cast<int>((records.dim + group_values - 1) / group_values) : 0;
@@ -110,16 +110,17 @@ HALOCAST_DEVICE std::uint64_t codes_of(const float values[group_values], const G
     for (int j = 3; j >= 0; --j) {
       const std::uint32_t word = random[2 * h + j / 2];
       const std::int32_t fraction = round_to_int((values[4 * h + j] - grid.offset) * grid.inverse);
-      half[h] = half[h] * place + code_of(fraction, j % 2 != 0 ? word >> 16 : word & 0xffffu, top);
+      half[h] = multiply_add(half[h], place, code_of(fraction, j % 2 != 0 ? word >> 16 : word & 0xffffu, top));
     }
   }
   return static_cast<std::uint64_t>(half[1]) << (4 * width) | half[0];
 }
 
-// to: where the codes of the chunk start.
+// at: where the codes of the chunk start.
 template <int lanes>
-HALOCAST_DEVICE void stage_coded(const Records& records, const PackedRow& row, int first_group,
-                                 const GroupValues& values, const Grid& grid, std::uint8_t* to) {
+HALOCAST_DEVICE void stage_coded(const PackJob& job, const PackedRow& row, int first_group, const GroupValues& values,
+                                 const Grid& grid, std::uint8_t* staging, int at) {
+  const Records& records = job.pack.records;
   const auto dim = static_cast<int>(records.dim);
 #pragma unroll
   for (int i = 0; i < groups_at_once; ++i) {
@@ -130,7 +131,7 @@ HALOCAST_DEVICE void stage_coded(const Records& records, const PackedRow& row, i
     if (records.rounding == Rounding::nearest)
       random[0] = random[1] = random[2] = random[3] = nearest_bits << 16 | nearest_bits;
     else
-      random_block(records.stream, row.node, static_cast<std::uint32_t>(group), random);
+      random_block(records.stream, job.keys, row.node, static_cast<std::uint32_t>(group), random);
     std::uint64_t codes = codes_of(values.of[i], grid, random, row.width);
     const int present = dim - group * group_values;
     int bytes = row.width;
@@ -138,7 +139,7 @@ HALOCAST_DEVICE void stage_coded(const Records& records, const PackedRow& row, i
       codes &= (std::uint64_t{1} << (present * row.width)) - 1;
       bytes = (present * row.width + 7) / 8;
     }
-    stage_codes(to + in_chunk * row.width, codes, bytes);
+    stage_codes(staging, at + in_chunk * row.width, codes, bytes);
   }
 }
 
@@ -159,16 +160,15 @@ HALOCAST_DEVICE void stage_plain(const float values[group_values], int width, st
     }
 }
 
-HALOCAST_DEVICE std::int64_t record_bytes_of(const Records& records, std::int64_t row) {
-  const int width = load_constant_as<std::uint8_t>(records.widths + row);
-  return record_bytes(width, records.dim, records.one_sided, is_rotated(records, width));
+// Of a row of codes.
+HALOCAST_DEVICE int coded_bytes(const Records& records, int width) {
+  return (records.one_sided ? 2 : 4) + (static_cast<int>(records.dim) * width + 7) / 8;
 }
 
-// Where a row's record is followed by something else than the next row's: a header, as a rule.
-HALOCAST_DEVICE bool ends_run(const Records& records, std::int64_t row) {
-  const std::int64_t* const offset = records.offsets + row;
-  return load_constant_as<std::int64_t>(offset + 1) - load_constant_as<std::int64_t>(offset) !=
-         record_bytes_of(records, row);
+// Whether something else than the next row's record follows that of a row of codes.
+HALOCAST_DEVICE bool ends_run(const Records& records, const PackedRow& row) {
+  return load_constant_as<std::int64_t>(records.offsets + row.number + 1) !=
+         row.offset + coded_bytes(records, row.width);
 }
 
 // The coded rows of a warp whose records are not one run: row after row. The memory of each is its own.
@@ -184,7 +184,7 @@ HALOCAST_DEVICE void write_scattered(const Warp& warp, const PackJob& job, std::
     std::uint8_t* const record = job.pack.wire + load_constant_as<std::int64_t>(records.offsets + row);
     warp.each([&](int lane) {
       copy_to_wire(record, staging + i * row_staging<lanes> + phase_of(record),
-                   static_cast<int>(record_bytes_of(records, row)), lane);
+                   coded_bytes(records, width), lane);
     });
   }
 }
@@ -256,7 +256,7 @@ HALOCAST_DEVICE void pack_rows(const Warp& warp, const PackJob& job, std::int64_
       job.pack.ranges[r.number] = range_of(low[lane], high[lane], records.one_sided);
     is_plain[lane] = r.width >= 16;
     const bool is_another_kernels = is_rotated(records, r.width);
-    is_odd[lane] = is_plain[lane] || is_another_kernels || (r.number < last_row && ends_run(records, r.number));
+    is_odd[lane] = is_plain[lane] || is_another_kernels || (r.number < last_row && ends_run(records, r));
     const bool may_be_negative = !records.one_sided || is_plain[lane];
     const bool is_sendable = r.width == 32 || (lies_below(low[lane], high[lane], magnitude_limit) &&
                                                (may_be_negative || low[lane] >= 0.0f));
@@ -278,16 +278,15 @@ HALOCAST_DEVICE void pack_rows(const Warp& warp, const PackJob& job, std::int64_
       if (!whole) load_groups<lanes, vector>(r, dim, chunk, values[lane]);
       if (r.groups == 0 || r.width >= 16) return;
       const std::int64_t first = (is_run ? run : r.offset) + start(r.width);
-      std::uint8_t* const to = staging + phase_of(job.pack.wire + first) +
-                               (is_run ? static_cast<int>(r.offset - run) : lane / lanes * row_staging<lanes>);
-      if (chunk == 0 && r.lane == 0) stage_side(records, grid[lane], to);
-      stage_coded<lanes>(records, r, chunk, values[lane], grid[lane], to + (chunk == 0 ? side_bytes : 0));
+      const int at = phase_of(job.pack.wire + first) +
+                     (is_run ? static_cast<int>(r.offset - run) : lane / lanes * row_staging<lanes>);
+      if (chunk == 0 && r.lane == 0) stage_side(records, grid[lane], staging + at);
+      stage_coded<lanes>(job, r, chunk, values[lane], grid[lane], staging, settled(chunk == 0 ? at + side_bytes : at));
     });
     if (is_run) {
-      const int width = load_constant_as<std::uint8_t>(records.widths + first_row);
-      const std::int64_t past =
-          load_constant_as<std::int64_t>(records.offsets + last_row) + record_bytes_of(records, last_row);
-      const int left = static_cast<int>(past - run) - start(width);
+      const int width = load_constant_as<std::uint8_t>(records.widths + last_row);
+      const std::int64_t last = load_constant_as<std::int64_t>(records.offsets + last_row);
+      const int left = static_cast<int>(last - run) + coded_bytes(records, width) - start(width);
       const int most = whole ? left : chunk_groups * width + (chunk == 0 ? side_bytes : 0);
       std::uint8_t* const to = job.pack.wire + run + start(width);
       warp.each([&](int lane) { copy_to_wire(to, staging + phase_of(to), left < most ? left : most, lane); });

@@ -46,11 +46,11 @@ struct Rotation {
 };
 
 HALOCAST_DEVICE void flip_signs(const Warp& warp, const RotatedMemory& memory, const Window& window, int pass,
-                                const Records& records, std::int64_t node) {
+                                const Records& records, const RoundKeys& keys, std::int64_t node) {
   const int end = window.first + window.size;
   warp.each([&](int lane) {
     for (int block = window.first / sign_block_values + lane; block * sign_block_values < end; block += warp_lanes)
-      random_block(records.stream, node, static_cast<std::uint32_t>(sign_words / 4 * (pass + 1) + block),
+      random_block(records.stream, keys, node, static_cast<std::uint32_t>(sign_words / 4 * (pass + 1) + block),
                    memory.signs + 4 * block);
   });
   warp.each([&](int lane) {
@@ -94,22 +94,22 @@ HALOCAST_DEVICE void hadamard(const Warp& warp, float* values, int log2_size) {
 }
 
 HALOCAST_DEVICE void rotate(const Warp& warp, const RotatedMemory& memory, const Records& records,
-                            std::int64_t node) {
+                            const RoundKeys& keys, std::int64_t node) {
   const Rotation rotation(static_cast<int>(records.dim));
   for (int pass = 0; pass < rotation.passes; ++pass) {
     const Window window = rotation.window(pass);
-    flip_signs(warp, memory, window, pass, records, node);
+    flip_signs(warp, memory, window, pass, records, keys, node);
     hadamard(warp, memory.row + window.first, window.log2_size);
   }
 }
 
 HALOCAST_DEVICE void rotate_back(const Warp& warp, const RotatedMemory& memory, const Records& records,
-                                 std::int64_t node) {
+                                 const RoundKeys& keys, std::int64_t node) {
   const Rotation rotation(static_cast<int>(records.dim));
   for (int pass = rotation.passes - 1; pass >= 0; --pass) {
     const Window window = rotation.window(pass);
     hadamard(warp, memory.row + window.first, window.log2_size);
-    flip_signs(warp, memory, window, pass, records, node);
+    flip_signs(warp, memory, window, pass, records, keys, node);
   }
 }
 
@@ -153,7 +153,7 @@ HALOCAST_DEVICE void pack_rotated(const Warp& warp, const PackJob& job, std::int
     return;
   }
 
-  rotate(warp, memory, records, node);
+  rotate(warp, memory, records, job.keys, node);
   const float squares = ordered_sum(warp, dim, [&](int j) { return memory.row[j] * memory.row[j]; });
   const float root = square_root(squares / static_cast<float>(dim));
   const bool is_empty = !(squares > 0.0f);
@@ -161,19 +161,19 @@ HALOCAST_DEVICE void pack_rotated(const Warp& warp, const PackJob& job, std::int
       warp, dim, [&](int j) { return memory.row[j] * level_of(rotated_code_of(memory.row[j], root, width), width); });
 
   std::uint8_t* const record = job.pack.wire + load_constant_as<std::int64_t>(records.offsets + number);
-  std::uint8_t* const staged = memory.record + phase_of(record);
+  const int start = phase_of(record);
   warp.each([&](int lane) {
     if (lane == 0)
-      stage_u16(staged, is_empty ? static_cast<std::uint16_t>(0) : scale_code_nearest(squares / products));
+      stage_u16(memory.record + start, is_empty ? static_cast<std::uint16_t>(0) : scale_code_nearest(squares / products));
     for (int first = lane * group_values; first < dim; first += warp_lanes * group_values) {
       const int present = dim - first < group_values ? dim - first : group_values;
       std::uint32_t codes = 0;
       for (int j = 0; j < present && !is_empty; ++j)
         codes |= rotated_code_of(memory.row[first + j], root, width) << (j * width);
-      stage_codes(staged + 2 + first / group_values * width, codes, (present * width + 7) / 8);
+      stage_codes(memory.record, start + 2 + first / group_values * width, codes, (present * width + 7) / 8);
     }
   });
-  warp.each([&](int lane) { copy_to_wire(record, staged, 2 + (dim * width + 7) / 8, lane); });
+  warp.each([&](int lane) { copy_to_wire(record, memory.record + start, 2 + (dim * width + 7) / 8, lane); });
 }
 
 // Unpacks a row if it is of the rotated codec; unpack_row reports a record outside the wire buffer.
@@ -198,7 +198,7 @@ HALOCAST_DEVICE void unpack_rotated(const Warp& warp, const UnpackJob& job, std:
       memory.row[j] = scale * level_of(code, width);
     }
   });
-  rotate_back(warp, memory, records, node);
+  rotate_back(warp, memory, records, job.keys, node);
   warp.each([&](int lane) {
     for (int j = lane; j < dim; j += warp_lanes) out[j] = unpack.accumulate ? out[j] + memory.row[j] : memory.row[j];
   });

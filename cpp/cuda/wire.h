@@ -18,12 +18,24 @@ HALOCAST_DEVICE std::int64_t row_of(const RowIndex& index, std::int64_t row) {
   return row;
 }
 
-HALOCAST_DEVICE void random_block(const RandomStream& stream, std::int64_t node, std::uint32_t block,
-                                  std::uint32_t words[4]) {
-  const std::uint32_t key[2] = {static_cast<std::uint32_t>(stream.seed), static_cast<std::uint32_t>(stream.seed >> 32)};
-  const std::uint32_t counter[4] = {block, static_cast<std::uint32_t>(node), stream.epoch,
-                                    stream.tag | (static_cast<std::uint32_t>(node >> 32) & 0xffu)};
-  philox_block(key, counter, words);
+// philox_block of codec_core.h, with its round keys at hand.
+HALOCAST_DEVICE void random_block(const RandomStream& stream, const RoundKeys& keys, std::int64_t node,
+                                  std::uint32_t block, std::uint32_t words[4]) {
+  std::uint32_t c0 = block, c1 = static_cast<std::uint32_t>(node), c2 = stream.epoch;
+  std::uint32_t c3 = stream.tag | (static_cast<std::uint32_t>(node >> 32) & 0xffu);
+#pragma unroll
+  for (const auto& key : keys.of) {
+    const std::uint64_t product0 = wide_product(c0, 0xD2511F53u);
+    const std::uint64_t product1 = wide_product(c2, 0xCD9E8D57u);
+    c0 = static_cast<std::uint32_t>(product1 >> 32) ^ c1 ^ key[0];
+    c2 = static_cast<std::uint32_t>(product0 >> 32) ^ c3 ^ key[1];
+    c1 = static_cast<std::uint32_t>(product1);
+    c3 = static_cast<std::uint32_t>(product0);
+  }
+  words[0] = c0;
+  words[1] = c1;
+  words[2] = c2;
+  words[3] = c3;
 }
 
 // Bytes wait in shared memory at addresses that agree with their addresses on the wire in the last four bits. Then a warp
@@ -46,18 +58,30 @@ HALOCAST_DEVICE void copy_to_wire(std::uint8_t* wire, const std::uint8_t* staged
   if (tail + lane < bytes) wire[tail + lane] = staged[tail + lane];
 }
 
-// The lowest 1 to 8 bytes of a group's codes, and not one more: the next byte may be another row's.
-HALOCAST_DEVICE void stage_codes(std::uint8_t* to, std::uint64_t codes, int bytes) {
+// Stages the lowest 1 to 8 bytes of a group's codes, and not one more: the next byte may be another row's. `at` counts from
+// where the memory is aligned; it decides how few stores are enough.
+HALOCAST_DEVICE void stage_codes(std::uint8_t* memory, int at, std::uint64_t codes, int bytes) {
   const auto low = static_cast<std::uint32_t>(codes);
   const auto high = static_cast<std::uint32_t>(codes >> 32);
-  to[0] = static_cast<std::uint8_t>(low);
-  if (bytes >= 2) to[1] = static_cast<std::uint8_t>(low >> 8);
-  if (bytes >= 3) to[2] = static_cast<std::uint8_t>(low >> 16);
-  if (bytes >= 4) to[3] = static_cast<std::uint8_t>(low >> 24);
-  if (bytes >= 5) to[4] = static_cast<std::uint8_t>(high);
-  if (bytes >= 6) to[5] = static_cast<std::uint8_t>(high >> 8);
-  if (bytes >= 7) to[6] = static_cast<std::uint8_t>(high >> 16);
-  if (bytes >= 8) to[7] = static_cast<std::uint8_t>(high >> 24);
+  std::uint8_t* const to = memory + at;
+  if ((at | bytes) % 4 == 0) {
+    store_as(to, low);
+    if (bytes == 8) store_as(to + 4, high);
+  } else if ((at | bytes) % 2 == 0) {
+    store_as(to, static_cast<std::uint16_t>(low));
+    if (bytes >= 4) store_as(to + 2, static_cast<std::uint16_t>(low >> 16));
+    if (bytes >= 6) store_as(to + 4, static_cast<std::uint16_t>(high));
+    if (bytes >= 8) store_as(to + 6, static_cast<std::uint16_t>(high >> 16));
+  } else {
+    to[0] = static_cast<std::uint8_t>(low);
+    if (bytes >= 2) to[1] = static_cast<std::uint8_t>(low >> 8);
+    if (bytes >= 3) to[2] = static_cast<std::uint8_t>(low >> 16);
+    if (bytes >= 4) to[3] = static_cast<std::uint8_t>(low >> 24);
+    if (bytes >= 5) to[4] = static_cast<std::uint8_t>(high);
+    if (bytes >= 6) to[5] = static_cast<std::uint8_t>(high >> 8);
+    if (bytes >= 7) to[6] = static_cast<std::uint8_t>(high >> 16);
+    if (bytes >= 8) to[7] = static_cast<std::uint8_t>(high >> 24);
+  }
 }
 
 HALOCAST_DEVICE void stage_u16(std::uint8_t* to, std::uint16_t value) {

@@ -395,7 +395,7 @@ def test_no_lane_needs_what_another_writes_in_the_same_phase(library: ctypes.CDL
 def test_rows_too_long_for_the_rotated_codec_are_refused(way: Kernels) -> None:
     layout = layout_of(torch.full((2,), 2, dtype=torch.uint8), 4097, one_sided=False, rounding="rotated", device=way.device)
     rows, wire = torch.randn(2, 4097).to(way.device), Guarded(layout.bytes, way.device)
-    with pytest.raises((RuntimeError, AssertionError), match="at most 4096 values|refused"):
+    with pytest.raises((RuntimeError, AssertionError), match=r"at most 4096 values|refused"):
         way.pack(rows, wire.inner, layout, stream_of(), nodes_of(2).to(way.device))
 
 
@@ -409,7 +409,7 @@ def test_no_memory_outside_the_buffers_is_touched(tmp_path: Path) -> None:
         [COMPILER, *HOST_FLAGS, *flags, "-o", str(program), str(SOURCES / "fuzz.cpp")],
         capture_output=True, text=True, timeout=100,
     )  # fmt: skip
-    if built.returncode and "sanitize" in built.stderr + built.stdout or "-lasan" in built.stderr:
+    if "unrecognized" in built.stderr or "cannot find" in built.stderr:  # an option, or the sanitizer's library
         pytest.skip("the compiler has no address sanitizer")
     assert built.returncode == 0, built.stderr
     ran = subprocess.run([str(program), "500"], capture_output=True, text=True, timeout=100)
