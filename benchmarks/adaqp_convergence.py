@@ -54,7 +54,7 @@ FloatArray = npt.NDArray[np.float64]
 
 NAME = "adaqp-convergence"
 METHODS = (PLAIN, "adaptive", "uniform:2", "uniform:4", "uniform:8", "uniform:2/nearest")
-RATES = (2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
+RATES = (2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002)
 HORIZONS = (25, 50, 100, 200, 400)
 GUIDE_SPAN = 16
 """The line of c / T reaches back so many times."""

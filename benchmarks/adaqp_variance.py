@@ -581,7 +581,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--dropout", type=float, default=0.5)
     parser.add_argument("--learning-rate", type=float, default=0.01)
-    parser.add_argument("--threads", type=int, default=2, help="of the codec; epochs run on one")
+    parser.add_argument("--threads", type=int, default=1, help="of the codec; epochs run on one")
     parser.add_argument("--resume", action="store_true", help="go on with the newest results in --out")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()

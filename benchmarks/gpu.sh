@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in under nine minutes: correctness, several ranks on one GPU over gloo with pinned staging, one rank
-# over NCCL, traces with device times and memory peaks. Results go to $OUT (default benchmarks/results), dated, the device named.
+# Everything that needs a GPU, in under nine minutes: correctness, the codec of quantised messages (its bytes, memory and speed),
+# several ranks on one GPU over gloo with pinned staging, one rank over NCCL, traces with device times and memory peaks. Results go to $OUT (default benchmarks/results), dated, the device named.
 #   benchmarks/gpu.sh
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -20,7 +20,22 @@ $PY -m halocast doctor
 
 echo "== gradients on the GPU against the dense reference"
 $PY -m pytest -q tests/unit/runtime/test_exactness.py -k gpu
-$PY -m pytest -q tests/unit/kernels -k cuda
+
+echo "== the CUDA codec against the CPU's, bit for bit"
+CODEC_TESTS=tests/unit/kernels/test_codec_cuda.py
+timeout 90 $PY -m pytest -q "$CODEC_TESTS" -k gpu
+SANITIZER=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2> /dev/null)
+if [ -n "$SANITIZER" ]; then
+  for tool in memcheck racecheck; do
+    echo "== the CUDA codec under compute-sanitizer, $tool"
+    timeout 75 "$SANITIZER" --tool "$tool" --error-exitcode 9 $PY -m pytest -q "$CODEC_TESTS" -k "gpu and mixed_widths and 33" |
+      tail -n 15
+  done
+else
+  echo "compute-sanitizer was not found: accesses of the CUDA codec go unchecked"
+fi
+echo "== the CUDA codec's speed"
+timeout 120 $PY -m benchmarks.codec_gpu --out "$OUT"
 
 RUNS=$(mktemp -d)
 GRAPH="generated:nodes=100000,degree=30"

@@ -95,7 +95,7 @@ class LineFetcher {
   static constexpr std::uintptr_t line = 64;
 
   inline __attribute__((always_inline)) void step() {
-    __builtin_prefetch(reinterpret_cast<const void*>(next_));
+    __builtin_prefetch(reinterpret_cast<const void*>(next_), 0, 2);
     next_ += line;
     if (next_ >= end_) {
       ++row_;

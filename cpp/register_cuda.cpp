@@ -41,8 +41,8 @@ void register_cuda(py::module_& module) {
                         pointer<std::uint8_t>(wire),
                         wire_bytes,
                         pointer<float>(ranges)};
-        codec::launch({pack, pointer<const std::uint8_t>(headers), pointer<const std::int64_t>(header_offsets), messages,
-                       pointer<std::int64_t>(first_bad)},
+        codec::launch({pack, pointer<const std::uint8_t>(headers), pointer<const std::int64_t>(header_offsets),
+                       messages, pointer<std::int64_t>(first_bad)},
                       stream);
       },
       py::arg("rows"), py::arg("rows_stride"), py::arg("is_index64"), py::arg("index"), py::arg("wire"),
@@ -66,13 +66,8 @@ void register_cuda(py::module_& module) {
                               static_cast<Rounding>(rounding),
                               {seed, epoch, tag},
                               pointer<const std::int64_t>(nodes)};
-        const Unpack unpack{records,
-                            pointer<const std::uint8_t>(wire),
-                            wire_bytes,
-                            pointer<float>(out),
-                            out_stride,
-                            row_index(is_index64, index),
-                            accumulate};
+        const Unpack unpack{records,    pointer<const std::uint8_t>(wire), wire_bytes, pointer<float>(out),
+                            out_stride, row_index(is_index64, index),      accumulate};
         codec::launch({unpack, pointer<std::int64_t>(first_bad)}, stream);
       },
       py::arg("wire"), py::arg("wire_bytes"), py::arg("widths"), py::arg("offsets"), py::arg("count"), py::arg("dim"),

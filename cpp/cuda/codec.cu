@@ -33,11 +33,11 @@ __global__ void __launch_bounds__(block_threads, 6) pack_kernel(const PackJob jo
   }
 }
 
-template <int lanes, int vector>
+template <int lanes, int vector, bool adding>
 __global__ void __launch_bounds__(block_threads) unpack_kernel(const UnpackJob job) {
   const auto thread = static_cast<int>(threadIdx.x);
   const std::int64_t first_row = static_cast<std::int64_t>(blockIdx.x) * (block_threads / lanes);
-  unpack_row<lanes, vector>(job, first_row + thread / lanes, thread % lanes);
+  unpack_row<lanes, vector, adding>(job, first_row + thread / lanes, thread % lanes);
 }
 
 extern __shared__ __align__(16) std::uint8_t rows_memory[];
@@ -69,6 +69,13 @@ void launch_named(const char* kernel, std::int64_t blocks, std::uintptr_t stream
     throw std::runtime_error(std::string("CUDA kernel ") + kernel + ": " + cudaGetErrorString(error));
 }
 
+// The kernels count the bits of a row in 32 bits.
+void check_dim(const char* kernel, std::int64_t dim) {
+  if (dim < 1 || dim > longest_dim)
+    throw std::runtime_error(std::string("CUDA kernel ") + kernel + ": rows have 1 to " + std::to_string(longest_dim) +
+                             " values on a GPU, these have " + std::to_string(dim));
+}
+
 // Warps and shared memory of a block that has one row of the rotated codec a warp.
 struct RotatedBlock {
   int warps, bytes;
@@ -88,6 +95,7 @@ RotatedBlock rotated_block(const char* kernel, std::int64_t dim) {
 
 void launch(const PackJob& job, std::uintptr_t stream) {
   const Records& records = job.pack.records;
+  check_dim("pack", records.dim);
   const bool some_rotated = records.rounding == Rounding::rotated;
   const RotatedBlock rotated = some_rotated ? rotated_block("pack_rotated", records.dim) : RotatedBlock{};
   with_shape(pack_shape(job.pack), [&](auto fixed) {
@@ -106,13 +114,17 @@ void launch(const PackJob& job, std::uintptr_t stream) {
 
 void launch(const UnpackJob& job, std::uintptr_t stream) {
   const Records& records = job.unpack.records;
+  check_dim("unpack", records.dim);
   const bool some_rotated = records.rounding == Rounding::rotated;
   const RotatedBlock rotated = some_rotated ? rotated_block("unpack_rotated", records.dim) : RotatedBlock{};
   with_shape(unpack_shape(job.unpack), [&](auto fixed) {
     using Fixed = decltype(fixed);
     launch_named("unpack", blocks_for(records.count, block_threads / Fixed::lanes), stream,
                  [&](unsigned blocks, cudaStream_t on) {
-                   unpack_kernel<Fixed::lanes, Fixed::vector><<<blocks, block_threads, 0, on>>>(job);
+                   if (job.unpack.accumulate)
+                     unpack_kernel<Fixed::lanes, Fixed::vector, true><<<blocks, block_threads, 0, on>>>(job);
+                   else
+                     unpack_kernel<Fixed::lanes, Fixed::vector, false><<<blocks, block_threads, 0, on>>>(job);
                  });
   });
   if (!some_rotated) return;

@@ -1,7 +1,8 @@
 // The kernels on a host: each warp in turn, its lanes one after the other through each phase (lanes.h). For tests only:
 // the bytes are those of the GPU, except where memory is ordered or shared in ways that the phases do not show.
 //   g++ -std=c++17 -O1 -ffp-contract=off -shared -fPIC -o emulate.so emulate.cpp
-// Errors come back as false. Arguments are those of register_cuda.cpp, without a stream and with the order of the lanes.
+// Errors come back as false. Arguments are those of register_cuda.cpp, without a stream and with the order of the
+// lanes.
 #include <vector>
 
 #include "rotate.h"
@@ -43,9 +44,8 @@ bool emulate(const PackJob& job, const Warp& warp) {
     }
   });
   for (std::int64_t message = 0; message < job.messages; ++message) write_header(job, message);
-  return for_rotated_rows(records, [&](std::int64_t row, const RotatedMemory& memory) {
-    pack_rotated(warp, job, row, memory);
-  });
+  return for_rotated_rows(records,
+                          [&](std::int64_t row, const RotatedMemory& memory) { pack_rotated(warp, job, row, memory); });
 }
 
 bool emulate(const UnpackJob& job, const Warp& warp) {
@@ -53,11 +53,14 @@ bool emulate(const UnpackJob& job, const Warp& warp) {
   with_shape(unpack_shape(job.unpack), [&](auto fixed) {
     using Fixed = decltype(fixed);
     for (std::int64_t row = 0; row < records.count; ++row)
-      for (int lane = 0; lane < Fixed::lanes; ++lane) unpack_row<Fixed::lanes, Fixed::vector>(job, row, lane);
+      for (int lane = 0; lane < Fixed::lanes; ++lane)
+        if (job.unpack.accumulate)
+          unpack_row<Fixed::lanes, Fixed::vector, true>(job, row, lane);
+        else
+          unpack_row<Fixed::lanes, Fixed::vector, false>(job, row, lane);
   });
-  return for_rotated_rows(records, [&](std::int64_t row, const RotatedMemory& memory) {
-    unpack_rotated(warp, job, row, memory);
-  });
+  return for_rotated_rows(
+      records, [&](std::int64_t row, const RotatedMemory& memory) { unpack_rotated(warp, job, row, memory); });
 }
 
 RowIndex row_index(bool is_index64, const void* index) {
@@ -74,9 +77,8 @@ extern "C" bool emulate_pack(const float* rows, std::int64_t rows_stride, bool i
                              std::uint8_t* wire, std::int64_t wire_bytes, const std::uint8_t* widths,
                              const std::int64_t* offsets, std::int64_t count, std::int64_t dim, bool one_sided,
                              int rounding, std::uint64_t seed, std::uint32_t epoch, std::uint32_t tag,
-                             const std::int64_t* nodes, const std::uint8_t* headers,
-                             const std::int64_t* header_offsets, std::int64_t messages, float* ranges,
-                             std::int64_t* first_bad, int turn, int step) {
+                             const std::int64_t* nodes, const std::uint8_t* headers, const std::int64_t* header_offsets,
+                             std::int64_t messages, float* ranges, std::int64_t* first_bad, int turn, int step) {
   const Records records{widths, offsets, count, dim, one_sided, static_cast<Rounding>(rounding), {seed, epoch, tag},
                         nodes};
   const Pack pack{records, rows, rows_stride, codec::row_index(is_index64, index), wire, wire_bytes, ranges};

@@ -76,8 +76,10 @@ bool run_one() {
                header_offsets.get(), 2, between(0, 1) != 0 ? ranges.get() : nullptr, &first_bad, turn, step);
   const auto unpack = [&](std::int64_t bytes) {
     std::int64_t outside = count;
+    const bool adding = between(0, 1) != 0;
     emulate_unpack(wire.get(), bytes, widths.get(), offsets.get(), count, dim, one_sided, rounding, seed, 3, 1u << 28,
-                   nodes.get(), out.get(), stride, true, with_index ? index.get() : nullptr, false, &outside, turn, step);
+                   nodes.get(), out.get(), stride, true, with_index ? index.get() : nullptr, adding, &outside, turn,
+                   step);
     return outside;
   };
   if (unpack(wire_bytes) != count) return false;
@@ -86,7 +88,9 @@ bool run_one() {
       const std::int64_t at = (with_index ? index[row] : row) * stride + j;
       const float error = std::fabs(rows[at] - out[at]);
       if (widths[row] == 32 ? codec::bits_of(rows[at]) != codec::bits_of(out[at])
-                            : error > (widths[row] == 16 ? 0.02f : widths[row] == 8 ? 0.1f : INFINITY))
+                            : error > (widths[row] == 16  ? 0.02f
+                                       : widths[row] == 8 ? 0.1f
+                                                          : INFINITY))
         return false;
     }
 

@@ -46,7 +46,8 @@ struct UnpackJob {
 constexpr int group_values = 8;    // elements of one block of random words; their codes are `width` whole bytes
 constexpr int groups_at_once = 4;  // groups of a row that a lane of a pack holds in registers
 constexpr int units_at_once = 4;   // loads that a lane of an unpack has in flight
-constexpr std::int64_t shared_rotated_dim = 4096;  // longer rows of the rotated codec do not fit into shared memory
+constexpr std::int64_t longest_dim = (1 << 26) - 1;  // whose bits can be counted in 32 bits
+constexpr std::int64_t shared_rotated_dim = 4096;    // longer rows of the rotated codec do not fit into shared memory
 
 // lanes: of a warp that share a row. vector: floats that one access moves. whole: a row fits into registers.
 struct Shape {

@@ -1,9 +1,9 @@
 // A warp as the kernels see it: phases that every lane runs, and exchanges between lanes from one phase to the next.
 //
-// On the GPU a phase is the code of one lane and an exchange is a shuffle. Compiled by a host compiler, the same kernels
-// run on a warp that takes its lanes one after the other through each phase, so that they can be tested without a GPU.
-// Lanes of one phase may not read what another lane writes in it; the host's warp finds that out by running them in
-// different orders.
+// On the GPU a phase is the code of one lane and an exchange is a shuffle. Compiled by a host compiler, the same
+// kernels run on a warp that takes its lanes one after the other through each phase, so that they can be tested without
+// a GPU. Lanes of one phase may not read what another lane writes in it; the host's warp finds that out by running them
+// in different orders.
 #pragma once
 
 #include <cstdint>

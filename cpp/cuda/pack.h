@@ -1,6 +1,7 @@
 // Packing: a row belongs to `lanes` lanes of a warp, which take turns at its groups of eight elements.
 #pragma once
 
+#include "rows.h"
 #include "wire.h"
 
 namespace halocast::codec {
@@ -10,7 +11,7 @@ template <int lanes>
 constexpr int row_staging = lanes * groups_at_once * group_values + 2 * piece_bytes;
 
 template <int lanes>
-constexpr int warp_staging = warp_lanes / lanes* row_staging<lanes>;
+constexpr int warp_staging = warp_lanes / lanes * row_staging<lanes>;
 
 // What a lane knows of its row.
 struct PackedRow {
@@ -45,19 +46,6 @@ struct GroupValues {
   float of[groups_at_once][group_values];
 };
 
-template <int vector>
-HALOCAST_DEVICE void load_vector(const float* from, float* to) {
-  if (vector == 4) {
-    const Quad quad = load_constant_as<Quad>(from);
-    to[0] = quad.x, to[1] = quad.y, to[2] = quad.z, to[3] = quad.w;
-  } else if (vector == 2) {
-    const Pair pair = load_constant_as<Pair>(from);
-    to[0] = pair.x, to[1] = pair.y;
-  } else {
-    to[0] = load_constant_as<float>(from);
-  }
-}
-
 // What a row does not have is filled up with other values of it, which changes no range: no load waits for another, nor
 // for a branch. dim is a multiple of vector.
 template <int lanes, int vector>
@@ -70,7 +58,7 @@ HALOCAST_DEVICE void load_groups(const PackedRow& row, int dim, int first_group,
     const int first = (group < last_group ? group : last_group) * group_values;
 #pragma unroll
     for (int j = 0; j < group_values; j += vector)
-      load_vector<vector>(row.values + first + (first + j < dim ? j : 0), values.of[i] + j);
+      load_constant_vector<vector>(row.values + first + (first + j < dim ? j : 0), values.of[i] + j);
   }
 }
 
@@ -98,8 +86,8 @@ HALOCAST_DEVICE float range_of(float low, float high, bool one_sided) {
 }
 
 // Codes of one group in the bits that they have on the wire.
-HALOCAST_DEVICE std::uint64_t codes_of(const float values[group_values], const Grid& grid, const std::uint32_t random[4],
-                                       int width) {
+HALOCAST_DEVICE std::uint64_t codes_of(const float values[group_values], const Grid& grid,
+                                       const std::uint32_t random[4], int width) {
   const std::uint32_t top = (1u << width) - 1;
   const std::uint32_t place = 1u << width;
   std::uint32_t half[2];
@@ -183,8 +171,7 @@ HALOCAST_DEVICE void write_scattered(const Warp& warp, const PackJob& job, std::
     if (width >= 16 || is_rotated(records, width)) continue;
     std::uint8_t* const record = job.pack.wire + load_constant_as<std::int64_t>(records.offsets + row);
     warp.each([&](int lane) {
-      copy_to_wire(record, staging + i * row_staging<lanes> + phase_of(record),
-                   coded_bytes(records, width), lane);
+      copy_to_wire(record, staging + i * row_staging<lanes> + phase_of(record), coded_bytes(records, width), lane);
     });
   }
 }
@@ -199,7 +186,8 @@ HALOCAST_DEVICE void write_plain(const Warp& warp, const PackJob& job, std::int6
   warp.each([&](int lane) {
     const PackedRow& r = row[lane];
     if (r.width < 16 || first / group_values + r.lane >= r.groups) return;
-    std::uint8_t* const to = staging + lane / lanes * row_staging<lanes> + phase_of(place(job.pack.wire + r.offset, r.width));
+    std::uint8_t* const to =
+        staging + lane / lanes * row_staging<lanes> + phase_of(place(job.pack.wire + r.offset, r.width));
     stage_plain(values[lane].of[i], r.width, to + r.lane * group_values * r.width / 8);
   });
   const int present = dim - first < lanes * group_values ? dim - first : lanes * group_values;
@@ -215,7 +203,8 @@ HALOCAST_DEVICE void write_plain(const Warp& warp, const PackJob& job, std::int6
   }
 }
 
-// Packs the warp_lanes / lanes rows from first_row on. whole: lanes hold their rows in registers; else rows are read twice.
+// Packs the warp_lanes / lanes rows from first_row on. whole: lanes hold their rows in registers; else rows are read
+// twice.
 template <int lanes, int vector, bool whole>
 HALOCAST_DEVICE void pack_rows(const Warp& warp, const PackJob& job, std::int64_t first_row, std::uint8_t* staging) {
   constexpr int chunk_groups = lanes * groups_at_once;
@@ -258,8 +247,8 @@ HALOCAST_DEVICE void pack_rows(const Warp& warp, const PackJob& job, std::int64_
     const bool is_another_kernels = is_rotated(records, r.width);
     is_odd[lane] = is_plain[lane] || is_another_kernels || (r.number < last_row && ends_run(records, r));
     const bool may_be_negative = !records.one_sided || is_plain[lane];
-    const bool is_sendable = r.width == 32 || (lies_below(low[lane], high[lane], magnitude_limit) &&
-                                               (may_be_negative || low[lane] >= 0.0f));
+    const bool is_sendable =
+        r.width == 32 || (lies_below(low[lane], high[lane], magnitude_limit) && (may_be_negative || low[lane] >= 0.0f));
     if (!is_sendable && !is_another_kernels && r.lane == 0) lower(job.first_bad, r.number);
     if (!is_sendable || is_another_kernels)
       r.groups = 0;

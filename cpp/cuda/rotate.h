@@ -19,7 +19,8 @@ HALOCAST_BOTH int rounded_up(int bytes, int multiple) { return (bytes + multiple
 HALOCAST_BOTH int row_bytes(int dim) { return rounded_up(4 * dim, 16); }
 HALOCAST_BOTH int signs_bytes(int dim) { return rounded_up(dim, sign_block_values) / 8; }
 HALOCAST_BOTH int rotated_bytes(int dim) {
-  return row_bytes(dim) + signs_bytes(dim) + rounded_up(rounded_up(dim, group_values) / 4, piece_bytes) + 2 * piece_bytes;
+  return row_bytes(dim) + signs_bytes(dim) + rounded_up(rounded_up(dim, group_values) / 4, piece_bytes) +
+         2 * piece_bytes;
 }
 
 HALOCAST_DEVICE RotatedMemory rotated_memory(std::uint8_t* memory, int dim) {
@@ -164,7 +165,8 @@ HALOCAST_DEVICE void pack_rotated(const Warp& warp, const PackJob& job, std::int
   const int start = phase_of(record);
   warp.each([&](int lane) {
     if (lane == 0)
-      stage_u16(memory.record + start, is_empty ? static_cast<std::uint16_t>(0) : scale_code_nearest(squares / products));
+      stage_u16(memory.record + start,
+                is_empty ? static_cast<std::uint16_t>(0) : scale_code_nearest(squares / products));
     for (int first = lane * group_values; first < dim; first += warp_lanes * group_values) {
       const int present = dim - first < group_values ? dim - first : group_values;
       std::uint32_t codes = 0;

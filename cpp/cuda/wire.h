@@ -1,4 +1,5 @@
-// Bytes of a record: from shared memory to the wire in aligned words, and back from the wire. Records start at any byte.
+// Bytes of a record: from shared memory to the wire in aligned words, and back from the wire. Records start at any
+// byte.
 #pragma once
 
 #include "jobs.h"
@@ -10,12 +11,6 @@ constexpr int word_bytes = 4;
 
 HALOCAST_DEVICE bool is_rotated(const Records& records, int width) {
   return records.rounding == Rounding::rotated && width <= rotated_width_limit;
-}
-
-HALOCAST_DEVICE std::int64_t row_of(const RowIndex& index, std::int64_t row) {
-  if (index.index32 != nullptr) return load_constant_as<std::int32_t>(index.index32 + row);
-  if (index.index64 != nullptr) return load_constant_as<std::int64_t>(index.index64 + row);
-  return row;
 }
 
 // philox_block of codec_core.h, with its round keys at hand.
@@ -38,8 +33,8 @@ HALOCAST_DEVICE void random_block(const RandomStream& stream, const RoundKeys& k
   words[3] = c3;
 }
 
-// Bytes wait in shared memory at addresses that agree with their addresses on the wire in the last four bits. Then a warp
-// writes them in pieces of 16 bytes, but for the bytes before and after.
+// Bytes wait in shared memory at addresses that agree with their addresses on the wire in the last four bits. Then a
+// warp writes them in pieces of 16 bytes, but for the bytes before and after.
 constexpr int piece_bytes = 16;
 
 HALOCAST_DEVICE int phase_of(const std::uint8_t* wire) {
@@ -58,8 +53,8 @@ HALOCAST_DEVICE void copy_to_wire(std::uint8_t* wire, const std::uint8_t* staged
   if (tail + lane < bytes) wire[tail + lane] = staged[tail + lane];
 }
 
-// Stages the lowest 1 to 8 bytes of a group's codes, and not one more: the next byte may be another row's. `at` counts from
-// where the memory is aligned; it decides how few stores are enough.
+// Stages the lowest 1 to 8 bytes of a group's codes, and not one more: the next byte may be another row's. `at` counts
+// from where the memory is aligned; it decides how few stores are enough.
 HALOCAST_DEVICE void stage_codes(std::uint8_t* memory, int at, std::uint64_t codes, int bytes) {
   const auto low = static_cast<std::uint32_t>(codes);
   const auto high = static_cast<std::uint32_t>(codes >> 32);
