@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in under nine minutes: correctness, the codec of quantised messages (its bytes, memory and speed),
-# several ranks on one GPU over gloo with pinned staging, one rank over NCCL, traces with device times and memory peaks. Results go to $OUT (default benchmarks/results), dated, the device named.
+# Everything that needs a GPU, in under nine minutes: correctness, the codec of quantised messages (its bytes, accesses, speed),
+# several ranks on one GPU over gloo with pinned staging, one rank over NCCL, traces with device times and memory peaks. Results go
+# to $OUT (default benchmarks/results), dated, the device named.
 #   benchmarks/gpu.sh
 set -uo pipefail
 cd "$(dirname "$0")/.."

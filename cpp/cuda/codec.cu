@@ -57,7 +57,9 @@ __global__ void __launch_bounds__(block_threads) unpack_rotated_kernel(const Unp
   if (number < job.unpack.records.count) unpack_rotated(Warp(), job, number, memory_of_warp(job.unpack.records.dim));
 }
 
-std::int64_t blocks_for(std::int64_t items, std::int64_t block_items) { return (items + block_items - 1) / block_items; }
+std::int64_t blocks_for(std::int64_t items, std::int64_t block_items) {
+  return (items + block_items - 1) / block_items;
+}
 
 // Calls start(blocks, stream), unless there is nothing to do, and reports what CUDA has to say.
 template <class Start>
@@ -84,7 +86,8 @@ struct RotatedBlock {
 RotatedBlock rotated_block(const char* kernel, std::int64_t dim) {
   if (dim > shared_rotated_dim)
     throw std::runtime_error(std::string("CUDA kernel ") + kernel + ": rows of the rotated codec have at most " +
-                             std::to_string(shared_rotated_dim) + " values on a GPU, these have " + std::to_string(dim));
+                             std::to_string(shared_rotated_dim) + " values on a GPU, these have " +
+                             std::to_string(dim));
   const int bytes = rotated_bytes(static_cast<int>(dim));
   const int fitting = block_memory / bytes;
   const int warps = fitting < block_warps ? fitting : block_warps;

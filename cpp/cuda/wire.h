@@ -123,6 +123,7 @@ class WireReader {
   HALOCAST_DEVICE std::uint32_t word(const std::uint8_t* at) const {
     if (!guarded || wire_end_ - at >= word_bytes) return load_word_here(at);
     std::uint32_t value = 0;
+#pragma unroll 1
     for (int i = 0; at + i < wire_end_; ++i) value |= static_cast<std::uint32_t>(at[i]) << (8 * i);
     return value;
   }
