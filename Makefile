@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # Quiet, but says what it is doing; pip's notices about itself are of no use here.
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location
-KERNEL_SOURCES := $(wildcard cpp/*.cpp cpp/*.h) CMakeLists.txt pyproject.toml
+KERNEL_SOURCES := $(wildcard cpp/*.cpp cpp/*.h cpp/cuda/*) CMakeLists.txt pyproject.toml
 
 .PHONY: demo test build lint bench clean
 .DEFAULT_GOAL := demo
@@ -42,7 +42,7 @@ $(VENV)/.dependencies: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.dependencies $(KERNEL_SOURCES)
-	@echo "· building the kernels (C++; about a minute)"
+	@echo "· building the kernels (C++, and CUDA where nvcc is found; about a minute)"
 	@$(PIP) --no-build-isolation --no-deps --editable .
 	@touch $@
 

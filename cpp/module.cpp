@@ -10,6 +10,9 @@ PYBIND11_MODULE(_kernels, module) {
   }
   halocast::register_aggregate(module);
   halocast::register_codec(module);
+#if defined(HALOCAST_CUDA)
+  halocast::register_cuda(module);
+#endif
   halocast::register_epilogue(module);
   halocast::register_loss(module);
   halocast::register_rows(module);

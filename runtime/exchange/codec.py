@@ -8,11 +8,13 @@ random bits, so a message is the same from every device, for any number of threa
 from __future__ import annotations
 
 import ctypes
+import functools
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -271,14 +273,14 @@ def _pack(
     if where is None:
         kernels_torch.write_headers(headers, header_offsets, stream, wire)
         return kernels_torch.pack(rows, wire, records, stream, nodes, index, ranges)
-    run, last = (
-        (kernels.native().pack, torch.get_num_threads()) if where == "cpu" else (kernels.native().pack_cuda, _queue(rows))
+    run = (
+        kernels.native().pack if where == "cpu" else functools.partial(_on_gpu, kernels.native().pack_cuda, wire, len(records))
     )
     offender: int = run(
         *kernels._place(rows), _is_index64(index), kernels._address(index), wire.data_ptr(), wire.numel(),
         records.widths.data_ptr(), records.offsets.data_ptr(), len(records), records.dim, records.one_sided,
         records.rounding.code, stream.seed, stream.epoch, stream.tag, nodes.data_ptr(), headers.data_ptr(),
-        header_offsets.data_ptr(), header_offsets.numel(), kernels._address(ranges), last,
+        header_offsets.data_ptr(), header_offsets.numel(), kernels._address(ranges), torch.get_num_threads(),
     )  # fmt: skip
     return offender
 
@@ -299,13 +301,15 @@ def _unpack(
     if where is None:
         kernels_torch.unpack(wire, records, widths, offsets, stream, nodes, out, index, accumulate)
         return -1
-    run, last = (
-        (kernels.native().unpack, torch.get_num_threads()) if where == "cpu" else (kernels.native().unpack_cuda, _queue(out))
+    run = (
+        kernels.native().unpack
+        if where == "cpu"
+        else functools.partial(_on_gpu, kernels.native().unpack_cuda, wire, widths.numel())
     )
     offender: int = run(
         wire.data_ptr(), wire.numel(), widths.data_ptr(), offsets.data_ptr(), widths.numel(), records.dim,
         records.one_sided, records.rounding.code, stream.seed, stream.epoch, stream.tag, nodes.data_ptr(),
-        *kernels._place(out), _is_index64(index), kernels._address(index), accumulate, last,
+        *kernels._place(out), _is_index64(index), kernels._address(index), accumulate, torch.get_num_threads(),
     )  # fmt: skip
     return offender
 
@@ -321,9 +325,16 @@ def _implementation(tensor: Tensor) -> str | None:
     return "cuda" if tensor.device.type == "cuda" and kernels.has_cuda_codec() else None
 
 
-def _queue(tensor: Tensor) -> int:
-    """Address of the CUDA stream that torch uses for the tensor's device."""
-    return torch.cuda.current_stream(tensor.device).cuda_stream
+def _on_gpu(launch: Callable[..., None], wire: Tensor, count: int, *arguments: Any) -> int:
+    """Run pack_cuda or unpack_cuda on torch's stream and wait for what it found: the first bad of `count` rows, or −1.
+
+    arguments: those of the CPU's function; the last, the number of threads, gives way to the GPU's two.
+    """
+    first_bad = torch.full((1,), count, dtype=torch.int64, device=wire.device)
+    with torch.cuda.device(wire.device):
+        launch(*arguments[:-1], first_bad.data_ptr(), torch.cuda.current_stream().cuda_stream)
+    row = int(first_bad)
+    return row if row < count else -1
 
 
 def _is_index64(index: Tensor | None) -> bool:

@@ -171,3 +171,53 @@ def unpack(
     accumulate: bool,
     threads: int,
 ) -> int: ...
+
+# Only where the module was built with a CUDA compiler; addresses are the device's, nothing is waited for, and the lowest row
+# in the way is left in the int64 at `first_bad`, which starts out as `count`.
+cuda_codec: bool
+
+def pack_cuda(
+    rows: int,
+    rows_stride: int,
+    is_index64: bool,
+    index: int,
+    wire: int,
+    wire_bytes: int,
+    widths: int,
+    offsets: int,
+    count: int,
+    dim: int,
+    one_sided: bool,
+    rounding: int,
+    seed: int,
+    epoch: int,
+    tag: int,
+    nodes: int,
+    headers: int,
+    header_offsets: int,
+    messages: int,
+    ranges: int,
+    first_bad: int,
+    stream: int,
+) -> None: ...
+def unpack_cuda(
+    wire: int,
+    wire_bytes: int,
+    widths: int,
+    offsets: int,
+    count: int,
+    dim: int,
+    one_sided: bool,
+    rounding: int,
+    seed: int,
+    epoch: int,
+    tag: int,
+    nodes: int,
+    out: int,
+    out_stride: int,
+    is_index64: bool,
+    index: int,
+    accumulate: bool,
+    first_bad: int,
+    stream: int,
+) -> None: ...
