@@ -75,48 +75,101 @@ inline __attribute__((always_inline)) void fetch_row(const float* row, std::int6
   prefetch(row, bytes < most ? bytes : most);
 }
 
-static const int TR = getenv("TR") ? atoi(getenv("TR")) : 0;
-// Runs ahead of the packing through the cache lines of rows [first, last).
-class LineFetcher {
- public:
-  LineFetcher(const Pack& pack, std::int64_t first, std::int64_t last) : p_(pack), row_(first), last_(last) { start(); }
+static const int TR = getenv("TR") ? atoi(getenv("TR")) : 8;
+static const int SH = getenv("SH") ? atoi(getenv("SH")) : 256;
+constexpr std::uintptr_t line_bytes = 64;
+constexpr std::uintptr_t page_bytes = 4096;
 
+inline __attribute__((always_inline)) void fetch_line(std::uintptr_t address) {
+  // To the second-level cache: the first one can wait for a few lines only.
+  __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 2);
+}
+
+// Runs ahead of the packing through the cache lines of rows [first, last), little by little, so that memory has work while
+// the processor computes.
+class RowFetcher {
+ public:
+  RowFetcher(const Pack& pack, std::int64_t first, std::int64_t last)
+      : p_(pack),
+        bytes_(static_cast<std::uintptr_t>(pack.records.dim) * sizeof(float)),
+        together_(pack.in_stride == pack.records.dim && pack.index.index32 == nullptr && pack.index.index64 == nullptr),
+        indexed_(pack.index.index32 != nullptr || pack.index.index64 != nullptr),
+        at_once_(indexed_ && bytes_ <= std::uintptr_t(SH)),
+        row_(first),
+        last_(last),
+        found_(first) {
+    start();
+  }
+
+  // Fetches some lines.
   void advance(std::int64_t lines) {
+    if (at_once_) return;
     for (; lines > 0; --lines) step();
   }
 
   // Fetches whatever of the rows before this one is still to be fetched.
   void reach(std::int64_t row) {
+    if (at_once_) return;
     if (row > last_) row = last_;
+    if (together_) {
+      const std::uintptr_t end = address(row);
+      for (; next_ < end; next_ += line_bytes) fetch_line(next_);
+    }
     while (row_ < row) step();
   }
 
- private:
-  static constexpr std::uintptr_t line = 64;
+  // Fetches the first line of the rows before this one: an instruction that has to look up the address of a page holds up
+  // those behind it, and some such look-ups at a time hold them up for hardly longer than one.
+  void find(std::int64_t row) {
+    if (!indexed_) return;
+    if (row > last_) row = last_;
+    for (; found_ < row; ++found_) {
+      const std::uintptr_t begin = address(found_), last = begin + bytes_ - 1;
+      if (at_once_) {
+        for (std::uintptr_t at = begin & ~(line_bytes - 1); at <= last; at += line_bytes) fetch_line(at);
+      } else {
+        fetch_line(begin);
+        if ((begin ^ last) >= page_bytes) fetch_line(last);
+      }
+    }
+  }
 
+ private:
   inline __attribute__((always_inline)) void step() {
-    __builtin_prefetch(reinterpret_cast<const void*>(next_), 0, 2);
-    next_ += line;
+    fetch_line(next_);
+    next_ += line_bytes;
     if (next_ >= end_) {
       ++row_;
       start();
     }
   }
 
+  std::uintptr_t address(std::int64_t row) const {
+    return reinterpret_cast<std::uintptr_t>(p_.in + row_of(p_.index, row) * p_.in_stride);
+  }
+
   void start() {
     if (row_ >= last_) {
-      next_ -= line;  // goes on fetching the last one, which costs nothing
+      next_ -= line_bytes;  // goes on fetching the last one, which costs nothing
       return;
     }
-    const auto begin = reinterpret_cast<std::uintptr_t>(p_.in + row_of(p_.index, row_) * p_.in_stride);
-    next_ = begin & ~(line - 1);
-    end_ = begin + static_cast<std::uintptr_t>(p_.records.dim) * sizeof(float);
-    if (TR > 0 && row_ + TR < last_) __builtin_prefetch(p_.in + row_of(p_.index, row_ + TR) * p_.in_stride);
+    const std::uintptr_t begin = address(row_);
+    next_ = begin & ~(line_bytes - 1);
+    end_ = begin + bytes_;
+    if (together_) {
+      end_ = address(last_);
+      row_ = last_;
+    }
   }
 
   const Pack& p_;
+  std::uintptr_t bytes_;
+  bool together_;  // each row starts where the one before ends
+  bool indexed_;
+  bool at_once_;
   std::int64_t row_;
   std::int64_t last_;
+  std::int64_t found_;
   std::uintptr_t next_ = 0;
   std::uintptr_t end_ = 0;
 };
@@ -142,9 +195,10 @@ class GroupPacker {
     const std::int64_t rb=r_.dim*4;
     std::int64_t step = STEPB/rb; step = step < 1 ? 1 : step > group_rows ? group_rows : step; if (step<8) step = step>=4?4:step>=2?2:1;
     const std::int64_t D = step + (PFD + rb - 1)/rb;
-    LineFetcher f(p_, first, last);
+    RowFetcher f(p_, first, last);
     for (std::int64_t k = first; k < last; k += step) {
       const int count = static_cast<int>(last - k < step ? last - k : step);
+      f.find(k+D+step+TR);
       f.reach(k+D);
       for (int i = 0; i < count; ++i) rows_[i] = p_.in + row_of(p_.index, k + i) * p_.in_stride;
       widths_ = r_.widths + k;
@@ -153,7 +207,7 @@ class GroupPacker {
         widths_ = last_widths_;
       }
       if (!measure(k, count)) continue;
-      if (stochastic && r_.dim <= grouped_dim) draw(k, count, f);
+      if (stochastic && r_.dim <= grouped_dim && any_coded()) draw(k, count, f);
       for (int i = 0; i < count; ++i) {
         write(k + i, i, f);
         f.advance((r_.dim + WR-1)/WR);
@@ -191,6 +245,12 @@ class GroupPacker {
     return true;
   }
 
+  bool any_coded() const {
+    std::uint64_t widths;
+    std::memcpy(&widths, widths_, sizeof widths);
+    return (widths & 0x0f0f0f0f0f0f0f0fu) != 0;
+  }
+
   bool is_sendable(int i) const {
     const std::uint32_t limit = is_rotated(r_, widths_[i]) ? codec::rotated_magnitude_limit : codec::magnitude_limit;
     const std::uint32_t low = codec::bits_of(ranges_.minimum[i]), high = codec::bits_of(ranges_.maximum[i]);
@@ -200,7 +260,7 @@ class GroupPacker {
   }
 
   // Random bits of the group's rows.
-  void draw(std::int64_t k, int count, LineFetcher& f) {
+  void draw(std::int64_t k, int count, RowFetcher& f) {
     const std::int64_t blocks = random_blocks(r_.dim);
     stride_ = random_.stride(blocks);
     for (int i = 0; i < count; i += random_rows)
@@ -208,7 +268,7 @@ class GroupPacker {
                    [&](int blocks) { f.advance(blocks*DR / 8); });
   }
 
-  void write(std::int64_t k, int i, LineFetcher& f) {
+  void write(std::int64_t k, int i, RowFetcher& f) {
     const int width = widths_[i];
     std::uint8_t* const record = p_.wire + r_.offsets[k];
     if (width == 32)
@@ -222,7 +282,7 @@ class GroupPacker {
   }
 
   template <int width>
-  inline __attribute__((always_inline)) void write_codes_of(std::int64_t k, int i, std::uint8_t* record, LineFetcher& f) {
+  inline __attribute__((always_inline)) void write_codes_of(std::int64_t k, int i, std::uint8_t* record, RowFetcher& f) {
     if constexpr (!one_sided) write_u16(record, static_cast<std::uint16_t>(grids_.offset_code[i]));
     write_u16(record + (one_sided ? 0 : 2), static_cast<std::uint16_t>(grids_.scale_code[i]));
     std::uint8_t* const codes = record + (one_sided ? 2 : 4);

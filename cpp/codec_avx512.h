@@ -45,6 +45,12 @@ inline __m512 across(const __m512 v[group_rows]) {
   return _mm512_maskz_permutexvar_ps(all16, order, single);
 }
 
+// The last 16 values of a row, or all of a shorter one with zeros behind them. (A load of the end alone, the other lanes
+// masked out, would wait for the cache line behind the row.)
+inline __m512 load_last(const float* row, std::int64_t dim) {
+  return dim < 16 ? _mm512_maskz_loadu_ps(lanes16(dim), row) : _mm512_loadu_ps(row + dim - 16);
+}
+
 // The extremes of some rows. Returns false if there may be a NaN or, where the rows should have no negative value, one of
 // these: what is written is then of no use.
 template <bool non_negative>
@@ -58,7 +64,7 @@ inline bool find_ranges(const float* const* rows, int count, std::int64_t dim, G
       __m512 top = _mm512_setzero_ps();
       std::int64_t j = 0;
       for (; j + 16 <= dim; j += 16) top = BitMax::of(top, _mm512_loadu_ps(rows[i] + j));
-      if (rest != 0) top = BitMax::of(top, _mm512_maskz_loadu_ps(rest, rows[i] + j));
+      if (rest != 0) top = BitMax::of(top, load_last(rows[i], dim));
       most[i] = top;
     }
     const __m512 tops = across<BitMax>(most);
@@ -78,9 +84,10 @@ inline bool find_ranges(const float* const* rows, int count, std::int64_t dim, G
       poison = _mm512_fmadd_ps(v, _mm512_setzero_ps(), poison);
     }
     if (rest != 0) {
-      const __m512 v = _mm512_maskz_loadu_ps(rest, rows[i] + j);
-      low = _mm512_mask_min_ps(low, rest, low, v);
-      high = _mm512_mask_max_ps(high, rest, high, v);
+      const __m512 v = load_last(rows[i], dim);
+      const __mmask16 lanes = dim < 16 ? rest : all16;
+      low = _mm512_mask_min_ps(low, lanes, low, v);
+      high = _mm512_mask_max_ps(high, lanes, high, v);
       poison = _mm512_fmadd_ps(v, _mm512_setzero_ps(), poison);
     }
     least[i] = low;
@@ -110,18 +117,23 @@ struct Quantiser {
   }
 };
 
-inline __m512 load_floats(const float* from, std::int64_t count) {
-  return count >= 16 ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps(lanes16(count), from);
+// The first count values (at most 16), zeros behind them. before: how many lie in front of them; see load_last.
+inline __m512 load_floats(const float* from, std::int64_t before, std::int64_t count) {
+  if (count >= 16) return _mm512_loadu_ps(from);
+  const __mmask16 lanes = lanes16(count);
+  if (before < 16) return _mm512_maskz_loadu_ps(lanes, from);
+  const int missing = 16 - static_cast<int>(count);
+  return _mm512_maskz_compress_ps(static_cast<__mmask16>(lanes << missing), _mm512_loadu_ps(from - missing));
 }
 
-// 64 codes, one a byte, those from count on zero.
+// 64 codes, one a byte, those from count on zero. before: how many values lie in front of them.
 template <int width, bool one_sided, bool stochastic>
-inline __m512i codes_of(const Quantiser<one_sided, stochastic>& quantiser, const float* in, std::int64_t count,
-                        const std::uint16_t* random) {
+inline __m512i codes_of(const Quantiser<one_sided, stochastic>& quantiser, const float* in, std::int64_t before,
+                        std::int64_t count, const std::uint16_t* random) {
   __m512i words[4];
   for (int i = 0; i < 4; ++i)
     words[i] = count > 16 * i ? _mm512_maskz_srli_epi32(all16,
-                                                        quantiser(load_floats(in + 16 * i, count - 16 * i),
+                                                        quantiser(load_floats(in + 16 * i, before + 16 * i, count - 16 * i),
                                                                   stochastic ? random + 16 * i : nullptr),
                                                         16)
                               : _mm512_setzero_si512();
@@ -140,7 +152,7 @@ inline void quantise(const float* in, std::int64_t count, float offset, float in
   const Quantiser<one_sided, stochastic> quantiser(offset, inverse);
   for (std::int64_t first = 0; first < count; first += 64, out += 8 * width) {
     const std::int64_t left = count - first;
-    const __m512i codes = codes_of<width>(quantiser, in + first, left, stochastic ? random + first : nullptr);
+    const __m512i codes = codes_of<width>(quantiser, in + first, first, left, stochastic ? random + first : nullptr);
     const std::int64_t bytes = left < 64 ? stream_bytes(left, width) : 8 * width;
     if constexpr (width == 8) {
       _mm512_mask_storeu_epi8(out, lanes64(bytes), codes);
