@@ -3,7 +3,6 @@
 #include "codec.h"
 
 #include <type_traits>
-#include <cstdlib>
 
 #include "codec_random.h"
 #include "codec_rotate.h"
@@ -75,8 +74,8 @@ inline __attribute__((always_inline)) void fetch_row(const float* row, std::int6
   prefetch(row, bytes < most ? bytes : most);
 }
 
-static const int TR = getenv("TR") ? atoi(getenv("TR")) : 8;
-static const int SH = getenv("SH") ? atoi(getenv("SH")) : 256;
+// Rows found by index and no longer than this are fetched where they are found.
+constexpr std::uintptr_t short_row_bytes = 256;
 constexpr std::uintptr_t line_bytes = 64;
 constexpr std::uintptr_t page_bytes = 4096;
 
@@ -94,7 +93,7 @@ class RowFetcher {
         bytes_(static_cast<std::uintptr_t>(pack.records.dim) * sizeof(float)),
         together_(pack.in_stride == pack.records.dim && pack.index.index32 == nullptr && pack.index.index64 == nullptr),
         indexed_(pack.index.index32 != nullptr || pack.index.index64 != nullptr),
-        at_once_(indexed_ && bytes_ <= std::uintptr_t(SH)),
+        at_once_(indexed_ && bytes_ <= short_row_bytes),
         row_(first),
         last_(last),
         found_(first) {
@@ -115,7 +114,7 @@ class RowFetcher {
       const std::uintptr_t end = address(row);
       for (; next_ < end; next_ += line_bytes) fetch_line(next_);
     }
-    while (row_ < row) step();
+    while (!together_ && row_ < row) step();
   }
 
   // Fetches the first line of the rows before this one: an instruction that has to look up the address of a page holds up
@@ -178,10 +177,12 @@ class RowFetcher {
 constexpr std::int64_t grouped_dim = 1024;
 constexpr std::int64_t random_elements = grouped_dim * group_rows;
 
-static const int PFD = getenv("PFD") ? atoi(getenv("PFD")) : 4096;
-static const int STEPB = getenv("STEPB") ? atoi(getenv("STEPB")) : 8192;
-static const int DR = getenv("DR") ? atoi(getenv("DR")) : 2;
-static const int WR = getenv("WR") ? atoi(getenv("WR")) : 32;
+// What one step packs, and how far fetching is ahead of it: together they fit the first-level cache.
+constexpr std::int64_t step_bytes = 8192;
+constexpr std::int64_t bytes_ahead = 4096;
+// A line is fetched for so many elements written, and for so many blocks of random bits drawn: half of a row's each.
+constexpr std::int64_t elements_per_line = 32;
+constexpr std::int64_t blocks_per_line = 4;
 
 // Packs up to group_rows rows at a time, in steps that each find the rows in the nearest cache.
 template <bool one_sided, bool stochastic>
@@ -192,14 +193,15 @@ class GroupPacker {
 
   // Rows [first, last).
   void operator()(std::int64_t first, std::int64_t last) {
-    const std::int64_t rb=r_.dim*4;
-    std::int64_t step = STEPB/rb; step = step < 1 ? 1 : step > group_rows ? group_rows : step; if (step<8) step = step>=4?4:step>=2?2:1;
-    const std::int64_t D = step + (PFD + rb - 1)/rb;
-    RowFetcher f(p_, first, last);
+    const std::int64_t row_bytes = r_.dim * static_cast<std::int64_t>(sizeof(float));
+    std::int64_t step = group_rows;
+    while (step > 1 && step * row_bytes > step_bytes) step /= 2;
+    const std::int64_t ahead = step + (bytes_ahead + row_bytes - 1) / row_bytes;
+    RowFetcher fetcher(p_, first, last);
     for (std::int64_t k = first; k < last; k += step) {
       const int count = static_cast<int>(last - k < step ? last - k : step);
-      f.find(k+D+step+TR);
-      f.reach(k+D);
+      fetcher.find(k + ahead + step + group_rows);
+      fetcher.reach(k + ahead);
       for (int i = 0; i < count; ++i) rows_[i] = p_.in + row_of(p_.index, k + i) * p_.in_stride;
       widths_ = r_.widths + k;
       if (count < group_rows) {
@@ -207,10 +209,10 @@ class GroupPacker {
         widths_ = last_widths_;
       }
       if (!measure(k, count)) continue;
-      if (stochastic && r_.dim <= grouped_dim && any_coded()) draw(k, count, f);
+      if (stochastic && r_.dim <= grouped_dim && any_coded()) draw(k, count, fetcher);
       for (int i = 0; i < count; ++i) {
-        write(k + i, i, f);
-        f.advance((r_.dim + WR-1)/WR);
+        write(k + i, i, fetcher);
+        fetcher.advance((r_.dim + elements_per_line - 1) / elements_per_line);
       }
     }
   }
@@ -260,15 +262,15 @@ class GroupPacker {
   }
 
   // Random bits of the group's rows.
-  void draw(std::int64_t k, int count, RowFetcher& f) {
+  void draw(std::int64_t k, int count, RowFetcher& fetcher) {
     const std::int64_t blocks = random_blocks(r_.dim);
     stride_ = random_.stride(blocks);
     for (int i = 0; i < count; i += random_rows)
       random_.fill(r_.nodes + k + i, count - i < random_rows ? count - i : random_rows, 0, blocks, bits_ + i * stride_,
-                   [&](int blocks) { f.advance(blocks*DR / 8); });
+                   [&](int blocks) { fetcher.advance(blocks / blocks_per_line); });
   }
 
-  void write(std::int64_t k, int i, RowFetcher& f) {
+  void write(std::int64_t k, int i, RowFetcher& fetcher) {
     const int width = widths_[i];
     std::uint8_t* const record = p_.wire + r_.offsets[k];
     if (width == 32)
@@ -278,11 +280,11 @@ class GroupPacker {
     else if (is_rotated(r_, width))
       pack_rotated(rows_[i], r_, r_.nodes[k], width, record);
     else
-      with_width(width, [&](auto constant) { write_codes_of<decltype(constant)::value>(k, i, record, f); });
+      with_width(width, [&](auto constant) { write_codes_of<decltype(constant)::value>(k, i, record, fetcher); });
   }
 
   template <int width>
-  inline __attribute__((always_inline)) void write_codes_of(std::int64_t k, int i, std::uint8_t* record, RowFetcher& f) {
+  inline __attribute__((always_inline)) void write_codes_of(std::int64_t k, int i, std::uint8_t* record, RowFetcher& fetcher) {
     if constexpr (!one_sided) write_u16(record, static_cast<std::uint16_t>(grids_.offset_code[i]));
     write_u16(record + (one_sided ? 0 : 2), static_cast<std::uint16_t>(grids_.scale_code[i]));
     std::uint8_t* const codes = record + (one_sided ? 2 : 4);
@@ -293,7 +295,8 @@ class GroupPacker {
     }
     for (std::int64_t first = 0; first < r_.dim; first += random_elements) {
       const std::int64_t part = r_.dim - first < random_elements ? r_.dim - first : random_elements;
-      random_.fill(r_.nodes + k, 1, first / block_elements, random_blocks(part), bits_,[&](int blocks) { f.advance(blocks*DR/8); });
+      random_.fill(r_.nodes + k, 1, first / block_elements, random_blocks(part), bits_,
+                   [&](int blocks) { fetcher.advance(blocks / blocks_per_line); });
       quantise<width, one_sided, stochastic>(rows_[i] + first, part, offset, inverse, bits_, codes + first / 8 * width);
     }
   }
