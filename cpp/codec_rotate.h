@@ -13,11 +13,10 @@ struct Rotation {
   std::int64_t dim;
   int log2_window;
   std::int64_t window;
-  int passes;
+  static constexpr int passes = 3;
 
   explicit Rotation(std::int64_t row_dim) : dim(row_dim), log2_window(0), window(1) {
     for (; window * 2 <= dim; window *= 2) ++log2_window;
-    passes = window == dim ? 1 : 3;
   }
 
   // Where the window of a pass starts.

@@ -394,7 +394,7 @@ def _unpack_rotated(wire: Tensor, start: Tensor, width: int, dim: int, stream: S
 def _passes(stream: Stream, nodes: Tensor, dim: int) -> list[tuple[int, Tensor]]:
     """(first element of the window, signs ``[rows, window]``) of each pass of the rotation."""
     size = 1 << dim.bit_length() - 1
-    starts = [0] if size == dim else [0, dim - size, 0]
+    starts = [0, dim - size, 0]
     blocks = torch.arange((dim + 127) // 128, device=nodes.device)
     bits = torch.arange(32, device=nodes.device)
     passes = []

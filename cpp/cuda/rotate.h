@@ -34,11 +34,11 @@ struct Window {
 };
 
 struct Rotation {
-  int dim, log2_window, passes;
+  static constexpr int passes = 3;
+  int dim, log2_window;
 
   HALOCAST_DEVICE explicit Rotation(int row_dim) : dim(row_dim), log2_window(0) {
     while (2 << log2_window <= dim) ++log2_window;
-    passes = 1 << log2_window == dim ? 1 : 3;
   }
 
   HALOCAST_DEVICE Window window(int pass) const {

@@ -109,7 +109,7 @@ THRESHOLDS = {1: [0.0], 2: [-0.9815988, 0.0, 0.9815988]}
 def passes(dim: int) -> tuple[int, list[int]]:
     """(window, where the window of each pass starts)."""
     window = 1 << (dim.bit_length() - 1)
-    return window, [0] if window == dim else [0, dim - window, 0]
+    return window, [0, dim - window, 0]
 
 
 def signs(stream: kernels.Stream, node: int, number: int, first: int, count: int) -> list[np.float32]:

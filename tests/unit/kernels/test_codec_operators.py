@@ -120,8 +120,8 @@ def test_no_gradient_flows_through_a_message() -> None:
 def test_errors_are_those_of_the_functions() -> None:
     rows, layout, nodes = problem()
     wire, _ = codec_operators.pack(rows, layout, stream_of(), nodes)
+    later = kernels.Stream(seed=5, epoch=8, layer=3, direction=1, purpose=kernels.PURPOSE_ROUNDING)
     with pytest.raises(codec.WireError, match="message is of epoch 7, 8 is under way"):
-        later = kernels.Stream(seed=5, epoch=8, layer=3, direction=1, purpose=kernels.PURPOSE_ROUNDING)
         codec_operators.unpack(wire, layout, 2, later, nodes[:7])
     length = layout.segment(1).stop - layout.segment(1).start
     with pytest.raises(codec.WireError, match=f"message is {length - 1} bytes long, {length} were agreed"):

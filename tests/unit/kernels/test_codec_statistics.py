@@ -227,13 +227,5 @@ def test_the_rotated_codec_is_unbiased_over_rotations(width: int, dim: int, what
     """
     row = ROWS[what](dim)
     errors = draws_of(row, width, rounding=Rounding.ROTATED) - row.double().numpy()
-    assert np.linalg.norm(errors.mean(0)) < 0.06 * float(row.norm())
-
-
-def test_rows_that_the_rotation_makes_flat_come_back_whole() -> None:
-    """One value other than 0 becomes values of one magnitude, which 1 bit and a scale describe; a scale has 9 bits."""
-    rows = torch.zeros(64, 64)
-    rows[torch.arange(64), torch.arange(64)] = torch.linspace(-5, 7, 64)
-    for width in (1, 2):
-        back, _, _ = send(rows, width, stream_of(0), rounding=Rounding.ROTATED)
-        assert ((back - rows).norm(dim=1) <= rows.norm(dim=1) / 500).all()
+    bias = float(np.linalg.norm(errors.mean(0))) / float(row.norm())
+    assert bias < 0.06
