@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -208,7 +209,8 @@ def test_a_row_is_sent_alike_whatever_is_sent_with_it(path: str) -> None:
     rows, widths, nodes = rows_of(40, 37), mixed_widths(40), nodes_of(40)
     together = one_message(widths, 37)
     wire = pack(rows, together, nodes)
-    records = wire[HEADER:].split(torch.diff(torch.cat([together.offsets, torch.tensor([together.bytes])])).tolist())
+    ends = [*together.offsets.tolist(), together.bytes]
+    records = [wire[start:end] for start, end in itertools.pairwise(ends)]
     for row in range(0, 40, 3):
         alone = pack(rows[row : row + 1], one_message(widths[row : row + 1], 37), nodes[row : row + 1])
         assert torch.equal(alone[HEADER:], records[row])
@@ -306,6 +308,24 @@ def test_rows_without_a_range(path: str) -> None:
     assert_same_bits(coded(torch.full((7, 50), -0.0), widths, one_sided=True), torch.zeros(7, 50))
 
 
+def test_a_maximum_that_arithmetic_lifts_above_the_last_level_keeps_its_code(path: str) -> None:
+    """At 8 bits, float32 can make one unit more than 255 · 65,536 of a row's maximum; the largest random bits add up to 256."""
+    scale = (1 + np.arange(256, dtype=np.float32) / np.float32(256)).astype(np.float32)
+    maximum = scale * np.float32(255)
+    fraction = np.rint(maximum * (np.float32(65536) / scale)).astype(np.int64)
+    lifted = np.flatnonzero(fraction > 255 * 65536)
+    assert lifted.size > 0
+
+    nodes = torch.arange(4096)
+    words = kernels.philox(STREAM, nodes, 64)
+    random = torch.stack([words & 0xFFFF, words >> 16], 2).flatten(1)
+    assert ((int(fraction[lifted[0]]) + random >> 16) > 255).any(), "the case does not arise"
+
+    rows = torch.full((4096, 128), float(maximum[lifted[0]]))
+    layout = one_message(widths_of(8, 4096), 128, one_sided=True)
+    assert torch.equal(unpack_all(pack(rows, layout, nodes), layout, nodes), rows)
+
+
 @pytest.mark.parametrize("one_sided", [False, True], ids=["two-sided", "one-sided"])
 @pytest.mark.parametrize("width", CODED_WIDTHS)
 def test_values_come_back_within_a_step(path: str, width: int, one_sided: bool) -> None:
@@ -388,7 +408,7 @@ def test_the_limits_of_magnitude_are_exact(path: str) -> None:
         assert back.isfinite().all()
         with pytest.raises(codec.UnsendableRowError, match=r"2\^126"):
             coded(row * (limit / below), widths_of(width, 1))
-    rotated = {"rounding": Rounding.ROTATED}
+    rotated: dict[str, Any] = {"rounding": Rounding.ROTATED}
     rows = torch.full((3, 9), 2.0**56)
     coded(rows, torch.tensor([3, 8, 16], dtype=torch.uint8), **rotated)  # only the narrow rows are rotated
     with pytest.raises(codec.UnsendableRowError, match=r"row 1 cannot be sent: magnitude of 2\^56 or more"):

@@ -67,8 +67,13 @@ def recorded_calls(monkeypatch: pytest.MonkeyPatch, name: str, run: Callable[[],
     """The arguments with which `run` calls an operator."""
     calls: list[tuple[Any, ...]] = []
     operator = getattr(torch.ops.halocast, name)
+
+    def record(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return operator(*arguments)
+
     with monkeypatch.context() as patch:
-        patch.setattr(torch.ops.halocast, name, lambda *arguments: calls.append(arguments) or operator(*arguments))
+        patch.setattr(torch.ops.halocast, name, record)
         run()
     return calls[0]
 
