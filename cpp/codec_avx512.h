@@ -76,20 +76,22 @@ inline bool find_ranges(const float* const* rows, int count, std::int64_t dim, G
   __m512 poison = _mm512_setzero_ps();
   for (int i = 0; i < count; ++i) {
     __m512 low = _mm512_set1_ps(__builtin_inff()), high = _mm512_set1_ps(-__builtin_inff());
+    __m512 zeros = _mm512_setzero_ps();
     std::int64_t j = 0;
     for (; j + 16 <= dim; j += 16) {
       const __m512 v = _mm512_loadu_ps(rows[i] + j);
       low = Min::of(low, v);
       high = Max::of(high, v);
-      poison = _mm512_fmadd_ps(v, _mm512_setzero_ps(), poison);
+      zeros = _mm512_fmadd_ps(v, _mm512_setzero_ps(), zeros);
     }
     if (rest != 0) {
       const __m512 v = load_last(rows[i], dim);
       const __mmask16 lanes = dim < 16 ? rest : all16;
       low = _mm512_mask_min_ps(low, lanes, low, v);
       high = _mm512_mask_max_ps(high, lanes, high, v);
-      poison = _mm512_fmadd_ps(v, _mm512_setzero_ps(), poison);
+      zeros = _mm512_fmadd_ps(v, _mm512_setzero_ps(), zeros);
     }
+    poison = _mm512_or_ps(poison, zeros);
     least[i] = low;
     most[i] = high;
   }
@@ -106,14 +108,15 @@ struct Quantiser {
 
   Quantiser(float offset, float inverse) : low(_mm512_set1_ps(offset)), units(_mm512_set1_ps(inverse)) {}
 
-  // In fraction units, the random bits added.
+  // Codes, not yet cut off at the largest one.
   __m512i operator()(__m512 x, const std::uint16_t* random) const {
     if constexpr (!one_sided) x = x - low;
     const __m512i fraction =
         _mm512_maskz_cvt_roundps_epi32(all16, x * units, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    if constexpr (!stochastic) return _mm512_add_epi32(fraction, _mm512_set1_epi32(codec::nearest_bits));
-    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(random));
-    return _mm512_add_epi32(fraction, _mm512_maskz_cvtepu16_epi32(all16, bits));
+    const __m512i bits =
+        stochastic ? _mm512_maskz_cvtepu16_epi32(all16, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(random)))
+                   : _mm512_set1_epi32(codec::nearest_bits);
+    return _mm512_maskz_srli_epi32(all16, _mm512_add_epi32(fraction, bits), 16);
   }
 };
 
@@ -126,54 +129,68 @@ inline __m512 load_floats(const float* from, std::int64_t before, std::int64_t c
   return _mm512_maskz_compress_ps(static_cast<__mmask16>(lanes << missing), _mm512_loadu_ps(from - missing));
 }
 
-// 64 codes, one a byte, those from count on zero. before: how many values lie in front of them.
-template <int width, bool one_sided, bool stochastic>
-inline __m512i codes_of(const Quantiser<one_sided, stochastic>& quantiser, const float* in, std::int64_t before,
-                        std::int64_t count, const std::uint16_t* random) {
-  __m512i words[4];
-  for (int i = 0; i < 4; ++i)
-    words[i] = count > 16 * i ? _mm512_maskz_srli_epi32(all16,
-                                                        quantiser(load_floats(in + 16 * i, before + 16 * i, count - 16 * i),
-                                                                  stochastic ? random + 16 * i : nullptr),
-                                                        16)
-                              : _mm512_setzero_si512();
-  // Packing saturates, so 256 becomes 255, and takes the 128-bit lanes one by one: their order is mended afterwards.
-  const __m512i bytes =
-      _mm512_packus_epi16(_mm512_packus_epi32(words[0], words[1]), _mm512_packus_epi32(words[2], words[3]));
+// Packs four registers of codes into bytes, in order. (Packing saturates, so 256 becomes 255; it takes the 128-bit lanes one
+// by one, which the permutation mends.)
+template <int width>
+inline __m512i pack_bytes(__m512i a, __m512i b, __m512i c, __m512i d) {
+  const __m512i bytes = _mm512_packus_epi16(_mm512_packus_epi32(a, b), _mm512_packus_epi32(c, d));
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  __m512i codes = _mm512_maskz_permutexvar_epi32(all16, order, bytes);
-  if constexpr (width < 8) codes = _mm512_min_epu8(codes, _mm512_set1_epi8((1 << width) - 1));
-  return count < 64 ? _mm512_maskz_mov_epi8(lanes64(count), codes) : codes;
+  const __m512i codes = _mm512_maskz_permutexvar_epi32(all16, order, bytes);
+  if constexpr (width == 8) return codes;
+  return _mm512_min_epu8(codes, _mm512_set1_epi8((1 << width) - 1));
+}
+
+// Writes 64 codes, one a byte, as a stream of bits; or only the first count, the others being zero.
+template <int width, bool all>
+inline void write_64(__m512i codes, std::int64_t count, std::uint8_t* out) {
+  const std::int64_t bytes = all ? 8 * width : stream_bytes(count, width);
+  if constexpr (width == 8) {
+    if constexpr (all)
+      _mm512_storeu_si512(out, codes);
+    else
+      _mm512_mask_storeu_epi8(out, lanes64(bytes), codes);
+  } else if constexpr (width == 4) {
+    const __m512i pairs = _mm512_maddubs_epi16(codes, _mm512_set1_epi16(0x1001));
+    const __m256i stream = _mm512_maskz_cvtepi16_epi8(~0u, pairs);
+    if constexpr (all)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), stream);
+    else
+      _mm256_mask_storeu_epi8(out, static_cast<__mmask32>(lanes64(bytes)), stream);
+  } else if constexpr (width == 2) {
+    const __m512i pairs = _mm512_maddubs_epi16(codes, _mm512_set1_epi16(0x0401));
+    const __m512i fours = _mm512_madd_epi16(pairs, _mm512_set1_epi32(0x00100001));
+    const __m128i stream = _mm512_maskz_cvtepi32_epi8(all16, fours);
+    if constexpr (all)
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(out), stream);
+    else
+      _mm_mask_storeu_epi8(out, lanes16(bytes), stream);
+  } else if constexpr (width == 1) {
+    write_word(out, _mm512_test_epi8_mask(codes, codes), bytes);
+  } else {
+    alignas(64) std::uint8_t bytewise[64];
+    _mm512_store_si512(bytewise, codes);
+    write_codes<width>(bytewise, all ? 64 : count, out);
+  }
 }
 
 template <int width, bool one_sided, bool stochastic>
 inline void quantise(const float* in, std::int64_t count, float offset, float inverse, const std::uint16_t* random,
                      std::uint8_t* out) {
   const Quantiser<one_sided, stochastic> quantiser(offset, inverse);
-  for (std::int64_t first = 0; first < count; first += 64, out += 8 * width) {
-    const std::int64_t left = count - first;
-    const __m512i codes = codes_of<width>(quantiser, in + first, first, left, stochastic ? random + first : nullptr);
-    const std::int64_t bytes = left < 64 ? stream_bytes(left, width) : 8 * width;
-    if constexpr (width == 8) {
-      _mm512_mask_storeu_epi8(out, lanes64(bytes), codes);
-    } else if constexpr (width == 4) {
-      const __m512i pairs = _mm512_maddubs_epi16(codes, _mm512_set1_epi16(0x1001));
-      _mm256_mask_storeu_epi8(out, static_cast<__mmask32>(lanes64(bytes)), _mm512_maskz_cvtepi16_epi8(~0u, pairs));
-    } else if constexpr (width == 2) {
-      const __m512i pairs = _mm512_maddubs_epi16(codes, _mm512_set1_epi16(0x0401));
-      const __m512i fours = _mm512_madd_epi16(pairs, _mm512_set1_epi32(0x00100001));
-      _mm_mask_storeu_epi8(out, lanes16(bytes), _mm512_maskz_cvtepi32_epi8(all16, fours));
-    } else if constexpr (width == 1) {
-      write_word(out, _mm512_test_epi8_mask(codes, codes), bytes);
-    } else {
-      alignas(64) std::uint8_t bytewise[64];
-      _mm512_store_si512(bytewise, codes);
-      if (left < 64)
-        write_codes<width>(bytewise, left, out);
-      else
-        write_codes<width>(bytewise, 64, out);  // of a known length: the compiler unrolls it
-    }
+  std::int64_t j = 0;
+  for (; j + 64 <= count; j += 64, out += 8 * width) {
+    const auto codes = [&](std::int64_t first) {
+      return quantiser(_mm512_loadu_ps(in + first), stochastic ? random + first : nullptr);
+    };
+    write_64<width, true>(pack_bytes<width>(codes(j), codes(j + 16), codes(j + 32), codes(j + 48)), 64, out);
   }
+  if (j == count) return;
+  const auto codes = [&](std::int64_t first) {
+    if (first >= count) return _mm512_setzero_si512();
+    return quantiser(load_floats(in + first, first, count - first), stochastic ? random + first : nullptr);
+  };
+  const __m512i last = pack_bytes<width>(codes(j), codes(j + 16), codes(j + 32), codes(j + 48));
+  write_64<width, false>(_mm512_maskz_mov_epi8(lanes64(count - j), last), count - j, out);
 }
 
 // 16 codes of a stream of bits that starts at a byte, as 32-bit numbers.

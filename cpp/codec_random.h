@@ -102,9 +102,12 @@ class RandomBits {
   template <class Meanwhile>
   void fill(const std::int64_t* nodes, int rows, std::int64_t first, std::int64_t count, std::uint16_t* out,
             const Meanwhile& meanwhile) const {
-    PhiloxState node, node_high;
-    for (int i = 0; i < random_rows; ++i) node[i] = static_cast<std::uint64_t>(nodes[i < rows ? i : rows - 1]);
-    node_high = (node >> 32 & 0xffu) | tag_;
+    PhiloxState node = {};
+    if (rows == random_rows)
+      std::memcpy(&node, nodes, sizeof node);
+    else
+      for (int i = 0; i < rows; ++i) node[i] = static_cast<std::uint64_t>(nodes[i]);
+    const PhiloxState node_high = (node >> 32 & 0xffu) | tag_;
     const PhiloxState product = multiply_low_halves(node ^ epoch_high_, PhiloxState{} + philox_multiplier_0);
     const PhiloxState tag = node_high ^ key1_[0];
     const PhiloxState high = product >> 32 ^ key1_[1];

@@ -2,7 +2,7 @@
 // versions in codec_avx2.h and codec_avx512.h give the same bytes.
 #pragma once
 
-#if defined(__BMI2__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -57,16 +57,23 @@ struct GroupGrids {
 // One lane for each row of a group.
 typedef float GroupFloats __attribute__((vector_size(4 * group_rows)));
 typedef std::uint32_t GroupWords __attribute__((vector_size(4 * group_rows)));
-typedef std::uint8_t GroupBytes __attribute__((vector_size(group_rows)));
+
+inline void widen(const std::uint8_t* widths, GroupWords& out) {
+#if defined(__AVX2__)
+  out = reinterpret_cast<GroupWords>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(widths))));
+#else
+  for (int i = 0; i < group_rows; ++i) out[i] = widths[i];
+#endif
+}
 
 // codec::grid_of for all rows at once; what it makes of widths that have no grid is never read.
 template <bool one_sided>
 inline void make_grids(const GroupRanges& ranges, const std::uint8_t* widths, GroupGrids& out) {
   GroupFloats minimum, maximum;
-  GroupBytes width;
+  GroupWords width;
   std::memcpy(&minimum, ranges.minimum, sizeof minimum);
   std::memcpy(&maximum, ranges.maximum, sizeof maximum);
-  std::memcpy(&width, widths, sizeof width);
+  widen(widths, width);
 
   GroupWords offset_code = {};
   if constexpr (!one_sided) {
@@ -77,7 +84,7 @@ inline void make_grids(const GroupRanges& ranges, const std::uint8_t* widths, Gr
   const auto offset = reinterpret_cast<GroupFloats>(offset_code << 16);
 
   const GroupWords one = GroupWords{} + 1u;
-  const GroupWords top = (one << (__builtin_convertvector(width, GroupWords) & 15u)) - one;
+  const GroupWords top = (one << (width & 15u)) - one;
   const GroupFloats scale = (maximum - offset) / __builtin_convertvector(top, GroupFloats);
   const auto bits = reinterpret_cast<GroupWords>(scale);
   const auto small = reinterpret_cast<GroupWords>(bits < codec::smallest_scale);
@@ -107,7 +114,7 @@ inline bool is_within(const GroupRanges& ranges, std::uint32_t limit) {
   return (words[0] | words[1] | words[2] | words[3]) == 0;
 }
 
-// Memory that starts at any byte.
+// Memory that starts at any byte. (Not to be spelt auto: deduction drops the attribute.)
 typedef std::uint16_t UnalignedU16 __attribute__((aligned(1), may_alias));
 typedef std::uint32_t UnalignedU32 __attribute__((aligned(1), may_alias));
 typedef std::uint64_t UnalignedU64 __attribute__((aligned(1), may_alias));
@@ -252,23 +259,30 @@ void dequantise(const std::uint8_t* in, std::int64_t count, float offset, float 
 #endif
 
 inline void write_bfloat16(const float* in, std::int64_t count, std::uint8_t* record) {
-  auto* const out = reinterpret_cast<UnalignedU16*>(record);
+  UnalignedU16* const out = reinterpret_cast<UnalignedU16*>(record);
 #pragma omp simd
   for (std::int64_t j = 0; j < count; ++j) out[j] = codec::bfloat16_of(in[j]);
 }
 
 template <bool accumulate>
 void read_bfloat16(const std::uint8_t* record, std::int64_t count, float* out) {
-  const auto* const in = reinterpret_cast<const UnalignedU16*>(record);
+  const UnalignedU16* const in = reinterpret_cast<const UnalignedU16*>(record);
 #pragma omp simd
   for (std::int64_t j = 0; j < count; ++j)
     out[j] = accumulate ? out[j] + codec::float_of_bfloat16(in[j]) : codec::float_of_bfloat16(in[j]);
 }
 
+// (A loop, since a call of memcpy takes longer than a short row.)
+inline void write_float32(const float* in, std::int64_t count, std::uint8_t* record) {
+  UnalignedU32* const out = reinterpret_cast<UnalignedU32*>(record);
+#pragma omp simd
+  for (std::int64_t j = 0; j < count; ++j) out[j] = codec::bits_of(in[j]);
+}
+
 template <bool accumulate>
 void read_float32(const std::uint8_t* record, std::int64_t count, float* out) {
   if constexpr (accumulate) {
-    const auto* const in = reinterpret_cast<const UnalignedU32*>(record);
+    const UnalignedU32* const in = reinterpret_cast<const UnalignedU32*>(record);
 #pragma omp simd
     for (std::int64_t j = 0; j < count; ++j) out[j] += codec::float_of(in[j]);
   } else {

@@ -64,7 +64,6 @@ def unpack(wire: Tensor, layout: Layout, peer: int, stream: kernels.Stream, node
     message = layout.messages[peer]
     rows: Tensor = torch.ops.halocast.unpack(
         wire,
-        # Copies of nothing: an operator's inputs may be views.
         layout.widths[message.rows],
         layout.offsets[message.rows],
         nodes,

@@ -25,9 +25,12 @@ from halocast.traces.wire import HEADER_BYTES, WIDTHS
 
 SOURCES = Path(__file__).parents[3] / "cpp"
 COMPILER = shutil.which("g++") or shutil.which("c++")
-# Without optimisation, which with the checks would take minutes. The checks for null and of object sizes repeat the address
-# sanitizer's.
-SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize=null,object-size", "-fno-sanitize-recover=all")
+# Without optimisation, which with the checks would take minutes, and without checks that repeat the address sanitizer's.
+SANITIZERS = (
+    "-fsanitize=address,undefined",
+    "-fno-sanitize=null,object-size,pointer-overflow,vptr",
+    "-fno-sanitize-recover=all",
+)
 HOST_FLAGS = ("-std=c++17", "-O0", "-g1", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", *SANITIZERS)
 JOBS = 500
 STREAM = kernels.Stream(seed=3, epoch=2, layer=1, purpose=kernels.PURPOSE_ROUNDING)
