@@ -28,7 +28,11 @@ class Hub:
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
-        self.mail: dict[tuple[int, int], queue.Queue[torch.Tensor]] = defaultdict(queue.Queue)
+        ranks = range(world_size)
+        # made here: two ranks that reach for a missing one at once would each make their own, and lose a message
+        self.mail: dict[tuple[int, int], queue.Queue[torch.Tensor]] = {
+            (sender, receiver): queue.Queue() for sender in ranks for receiver in ranks
+        }
         self.shared: dict[str, dict[int, Any]] = defaultdict(dict)
         self.sums: dict[int, dict[int, torch.Tensor]] = defaultdict(dict)
         self.sent_bytes: list[tuple[int, int, int]] = []  # (from, to, bytes)
