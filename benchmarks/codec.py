@@ -52,7 +52,7 @@ def measure(dim: int, width: int, one_sided: bool, megabytes: int, repeats: int,
         "fill": lambda: out.fill_(1.0),
         "unpack": lambda: codec.unpack(wire, layout, 0, STREAM, nodes, out),
     }
-    if width in PREPACK:
+    if width in PREPACK and dim % (8 // width) == 0:  # torch packs whole bytes only
         prepack = getattr(torch.ops.quantized, PREPACK[width])
         ways["prepack"] = lambda: prepack(rows)
     taken: dict[str, Any] = medians(ways, repeats, 2)
