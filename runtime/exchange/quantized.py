@@ -142,9 +142,9 @@ class QuantizedMessages:
         self._seed, self._device, self._part = seed, device, part
         self._channels: dict[ExchangeKey, _Channel] = {}
         widths.check(shapes)
+        ids = global_ids.cpu().numpy()
         for shape in self.shapes:
             rows = MessageRows.of(shape, part, boundary)
-            ids = global_ids.cpu().numpy()
             whole = _as_slice(rows.outgoing)
             key = (shape.layer, shape.direction)
             self._channels[key] = _Channel(
