@@ -33,6 +33,7 @@ from halocast.runtime.session import RankSession, build_session, use_threads, wi
 from halocast.runtime.supervise import heartbeat, report_exception, report_failure
 from halocast.runtime.trainer import Event, RunFolder, Trainer, cuda_or_cpu, write_json
 from halocast.traces.trace import ClockOffset, Machine, TracedGraph, TraceManifest, TraceWriter, write_manifest
+from halocast.traces.workload import PartStatistics, Workload
 
 Emit = Callable[[Event], None]
 
@@ -191,7 +192,7 @@ def trace_manifest(
         "manifest",
         {"offset": offset.model_dump(), "statistics": session.view.part.to_json(), "device": name},
     )
-    graph = shards.graph
+    graph, view = shards.graph, session.view
     return TraceManifest(
         halocast=halocast.__version__,
         versions=versions(),
@@ -205,7 +206,14 @@ def trace_manifest(
         seed=config.seed,
         world_size=shards.parts,
         graph=TracedGraph(**{key: graph[key] for key in ("name", "fingerprint", "nodes", "edges")}),
-        workload={"statistics": [rank["statistics"] for rank in ranks]},
+        workload=Workload(
+            layers=view.layers,
+            parts=tuple(PartStatistics.from_json(rank["statistics"]) for rank in ranks),
+            exact=view.exact,
+            value_bytes=view.value_bytes,
+            overlap=view.overlap,
+            threads=torch.get_num_threads(),
+        ).to_json(),
         clock_offsets=tuple(ClockOffset(**rank["offset"]) for rank in ranks),
         date=date.today().isoformat(),
     )

@@ -188,3 +188,42 @@ class RankView:
     def peers_in_ring_order(self) -> tuple[int, ...]:
         """The other ranks, nearest predecessor first: the fixed order in which messages are waited for."""
         return tuple((self.rank - step) % self.world_size for step in range(1, self.world_size))
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What all ranks of a run work on: enough to walk every rank's program again, without its tensors."""
+
+    layers: tuple[LayerSpec, ...]
+    parts: tuple[PartStatistics, ...]
+    """One a rank."""
+    exact: ExactSavings = ExactSavings()
+    value_bytes: int = 4
+    overlap: bool = True
+    threads: int = 1
+    """Of each rank's compute operations."""
+
+    @property
+    def world_size(self) -> int:
+        return len(self.parts)
+
+    def view(self, rank: int, bits: BitAssignment | None = None) -> RankView:
+        """What programs see of `rank`, whose messages are `bits` wide where the method quantises them."""
+        return RankView(
+            rank, self.world_size, self.layers, self.parts[rank], self.exact, self.value_bytes, self.overlap, bits
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "layers": [asdict(layer) for layer in self.layers], "parts": [part.to_json() for part in self.parts]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Workload:
+        """Raises KeyError or TypeError for a document of another layout."""
+        return cls(
+            layers=tuple(LayerSpec(**layer) for layer in data["layers"]),
+            parts=tuple(PartStatistics.from_json(part) for part in data["parts"]),
+            exact=ExactSavings(**data["exact"]),
+            value_bytes=data["value_bytes"],
+            overlap=data["overlap"],
+            threads=data["threads"],
+        )

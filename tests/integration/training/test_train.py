@@ -109,7 +109,7 @@ def view_of(manifest: Any, rank: int) -> RankView:
     from halocast.runtime.session import build_network
 
     config = RunConfig.model_validate(manifest.config)
-    part = PartStatistics.from_json(manifest.workload["statistics"][rank])
+    part = PartStatistics.from_json(manifest.workload["parts"][rank])
     network = build_network(config, part.feature_dim, 5)
     return RankView(rank, manifest.world_size, network.specs(), part, config.method.exact.savings())
 
