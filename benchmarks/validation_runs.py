@@ -6,7 +6,10 @@ lossless saving (every layer exchanges); the third keeps its sparse features, ag
 once before any is repeated, in an order shuffled anew, so that the machine's moods spread over all of them. A run that is
 there already is left alone: an interrupted study goes on where it stopped. Keep the machine quiet meanwhile.
 
-    halocast validate RUNS/*/* --out reports/validation
+    halocast validate RUNS --out reports/validation
+
+With `--samples` it records the small runs that the repository carries instead, on a made graph:
+`python -m benchmarks.validation_runs --samples --out traces/samples --repeats 2 --epochs 6`.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ OBJECTIVES = ("cut", "volume")
 HIDDEN = 64
 DENSE = ("github_social", "debian_packages")
 SPARSE = "coauthor_physics"
+SAMPLE, SAMPLE_GRAPH = "generated", "generated:nodes=12000,degree=16,features=64,community_mixing=0.1"
 SPARSE_SAVINGS = ["--set", "method.exact.keep_halo_features=false", "--set", "method.exact.transform_first=false"]
 
 
@@ -65,7 +69,15 @@ def configurations() -> Iterator[Configuration]:
                     yield Configuration(graph, ranks, link, METHODS[method], OBJECTIVES[(g + i + j + number) % 2])
 
 
-def record(configuration: Configuration, graph: Path, epochs: int, target: Path) -> None:
+def samples() -> Iterator[Configuration]:
+    """Eight configurations of a small made graph."""
+    cells = [(ranks, link) for ranks in (2, 4) for link in LINKS[:2]]
+    for number, (ranks, link) in enumerate(cells):
+        for method in (METHODS[number % 4], METHODS[(number + 2) % 4]):
+            yield Configuration(SAMPLE, ranks, link, method, "cut")
+
+
+def record(configuration: Configuration, graph: Path | str, epochs: int, target: Path) -> None:
     """One traced run; it appears under its name only when it is complete."""
     building = target.with_name(f"{target.name}.building")
     shutil.rmtree(building, ignore_errors=True)
@@ -76,26 +88,33 @@ def record(configuration: Configuration, graph: Path, epochs: int, target: Path)
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode:
         raise SystemExit(f"{configuration.name}: {finished.stderr.strip().splitlines()[-1]}")
-    shutil.rmtree(building / "checkpoints", ignore_errors=True)
+    for leftover in ("checkpoints", "logs"):
+        shutil.rmtree(building / leftover, ignore_errors=True)
+    (building / "job.json").unlink(missing_ok=True)
     building.rename(target)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the graphs' .npz files")
+    parser.add_argument("--data", type=Path, help="folder of the graphs' .npz files")
+    parser.add_argument("--samples", action="store_true", help="the small runs that the repository carries")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--only", default="", help="configurations whose name contains this")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    graphs = {SPARSE: arguments.data / f"{SPARSE}.npz"}
-    for name in DENSE:
+    graphs: dict[str, Path | str] = {SAMPLE: SAMPLE_GRAPH}
+    if not arguments.samples:
+        if arguments.data is None:
+            parser.error("--data is needed for the study (or give --samples)")
+        graphs[SPARSE] = arguments.data / f"{SPARSE}.npz"
+    for name in () if arguments.samples else DENSE:
         folder = arguments.out / "graphs"
         folder.mkdir(exist_ok=True)
         path = folder / f"{name}.npz"
         graphs[name] = path if path.is_file() else with_dense_features(str(arguments.data / f"{name}.npz"), HIDDEN, folder)
-    chosen = [each for each in configurations() if arguments.only in each.name]
+    chosen = [each for each in (samples() if arguments.samples else configurations()) if arguments.only in each.name]
     for repeat in range(arguments.repeats):
         order = list(chosen)
         random.Random(repeat).shuffle(order)

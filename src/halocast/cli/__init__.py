@@ -19,7 +19,7 @@ CRASHED = 1
 
 app = App(
     name="halocast",
-    help="Train a graph neural network on a whole graph across many devices, and record what it did.",
+    help="Train a graph neural network on a whole graph across many devices, record what it did, forecast what it would have done.",
     version=__version__,
     help_format="rst",
     help_epilogue="--debug, with any command, adds the traceback to an error.",
@@ -28,6 +28,9 @@ app = App(
 COMMANDS = {
     "demo": "Train on the graph that ships with halocast, and draw what happened.",
     "train": "Train on a whole graph and leave a run folder: configuration, metrics, checkpoints, trace.",
+    "calibrate": "Fit what operations, messages and cores cost, from recorded runs.",
+    "forecast": "Say what a run would do, from calibrated costs, with a 90 % interval.",
+    "validate": "Forecast every recorded configuration from the others, and say how wrong that is.",
     "datasets": "List the graphs that are known by name.",
     "partition": "Cut a graph into parts and store one memory-mapped shard a part.",
     "export": "Write a run's trace for Perfetto, Holistic Trace Analysis or a data frame.",

@@ -1,0 +1,226 @@
+"""The validation of the simulator: one table in Markdown, one picture, the figures behind them in JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from halocast.reports import figures
+from halocast.simulator.observations import link_name
+from halocast.simulator.validation import (
+    BASELINES,
+    Row,
+    Summary,
+    Validation,
+    component_errors,
+    coverage,
+    memory_errors,
+    order_kept,
+    summarise,
+)
+
+PNG_DPI = 160
+REGIMES = ("ranks ≤ cores", "ranks > cores")
+
+
+def write_validation(validation: Validation, folder: Path) -> dict[str, Path]:
+    """Write ``validation.md``, ``.json`` and ``.png`` to `folder`; returns their paths by kind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {kind: folder / f"validation.{suffix}" for kind, suffix in (("table", "md"), ("figures", "json"), ("scatter", "png"))}
+    paths["table"].write_text(validation_table(validation))
+    paths["figures"].write_text(json.dumps(validation_document(validation), indent=1) + "\n")
+    scatter(validation).savefig(paths["scatter"], dpi=PNG_DPI)
+    return paths
+
+
+def regimes(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows whose ranks have cores of their own apart from those whose ranks share; empty ones left out."""
+    parted = {REGIMES[0]: [row for row in rows if not row.oversubscribed], REGIMES[1]: [row for row in rows if row.oversubscribed]}
+    return {name: some for name, some in {**parted, "all": list(rows)}.items() if some}
+
+
+def forecasts() -> list[tuple[str, Any]]:
+    """Every forecast of the table: its name and where a row keeps it."""
+    found: list[tuple[str, Any]] = [
+        ("halocast, one configuration left out", lambda row: row.forecast),
+        ("halocast, its link left out", lambda row: row.held_out_link),
+        ("halocast, its number of ranks left out", lambda row: row.held_out_ranks),
+    ]
+    return found + [(f"baseline: {name}", lambda row, name=name: row.baselines.get(name)) for name in BASELINES]
+
+
+def validation_table(validation: Validation) -> str:
+    """All of it as Markdown."""
+    rows = validation.rows
+    lines = [
+        "# Forecast against measured",
+        "",
+        f"{len(rows)} configurations, {sum(len(row.runs) for row in rows)} runs on {validation.calibration.costs.machine} with "
+        f"{validation.calibration.costs.host.cores} cores. A run's epoch time is the median of its epochs after the first two.",
+        f"Repeats of one configuration scatter by {100 * validation.noise:.1f} % (standard deviation of one run), "
+        f"so that the mean of {_typical_repeats(rows)} is itself uncertain by {100 * validation.noise / np.sqrt(_typical_repeats(rows)):.1f} %.",
+        "",
+        "## Epoch time",
+        "",
+        "Absolute relative errors against each configuration's mean.",
+        "",
+        "| forecast | regime | configurations | median | 95th percentile | worst | median, signed |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, value in forecasts():
+        for regime, some in regimes(rows).items():
+            summary = summarise(some, value)
+            if summary is not None:
+                lines.append(f"| {name} | {regime} | {_summary_cells(summary)} |")
+    held, runs = coverage(rows)
+    right, pairs = order_kept(rows, validation.noise)
+    lines += [
+        "",
+        f"- 90 % intervals hold {held} of {runs} runs ({_percent(held, runs)}).",
+        f"- Order by epoch time: {right} of {pairs} pairs that differ by more than the noise ({_percent(right, pairs)}).",
+        f"- Bytes: {sum(row.bytes_traced == row.bytes_forecast for row in rows)} of {len(rows)} configurations exact.",
+        _memory_line(rows),
+        "",
+        "Where the error is (share of the epoch; median, and median of absolute values):",
+        "",
+        "| component | " + " | ".join(regimes(rows)) + " |",
+        "| --- |" + " ---: |" * len(regimes(rows)),
+    ]
+    parts = {name: component_errors(some) for name, some in regimes(rows).items()}
+    lines += [
+        f"| {component} | " + " | ".join(f"{100 * each[component][0]:+.1f} %, {100 * each[component][1]:.1f} %" for each in parts.values()) + " |"
+        for component in next(iter(parts.values()))
+    ]
+    lines += ["", "![forecast against measured](validation.png)", "", "## Every configuration", "", *_configurations(rows), ""]
+    return "\n".join(lines)
+
+
+def _configurations(rows: Sequence[Row]) -> list[str]:
+    lines = [
+        "| graph | ranks | method | link | partition | measured ms | scatter | forecast ms | 90 % interval | error | link left out | ranks left out |",
+        "| --- | ---: | --- | --- | --- | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
+    ]
+    for row in sorted(rows, key=lambda each: each.configuration):
+        each, bounds = row.configuration, row.interval
+        scatter_cell = f"{100 * float(np.std(np.log(row.runs), ddof=1)):.1f} %" if len(row.runs) > 1 else ""
+        method = each.method if not each.bits else f"{each.method} {each.bits}"
+        lines.append(
+            f"| {each.graph} | {each.ranks} | {method} | {link_name(each.link)} | {each.partition} | {1e3 * row.measured:.0f} | {scatter_cell} "
+            f"| {1e3 * row.forecast:.0f} | {'' if bounds is None else f'{1e3 * bounds.low:.0f} to {1e3 * bounds.high:.0f}'} "
+            f"| {100 * row.error():+.1f} % | {_error_cell(row, row.held_out_link)} | {_error_cell(row, row.held_out_ranks)} |"
+        )
+    return lines
+
+
+def _error_cell(row: Row, value: float | None) -> str:
+    return "" if value is None else f"{100 * row.error(value):+.1f} %"
+
+
+def _summary_cells(summary: Summary) -> str:
+    return (
+        f"{summary.configurations} | {100 * summary.median:.1f} % | {100 * summary.p95:.1f} % | {100 * summary.worst:.1f} % "
+        f"| {100 * summary.signed:+.1f} %"
+    )
+
+
+def _memory_line(rows: Sequence[Row]) -> str:
+    errors = memory_errors(rows)
+    if errors.size == 0:
+        return "- Peak memory: no run left its peaks."
+    return (
+        f"- Peak memory a rank: median error {100 * float(np.median(np.abs(errors))):.1f} %, from {100 * errors.min():+.1f} % (too low) "
+        f"to {100 * errors.max():+.1f} %."
+    )
+
+
+def _typical_repeats(rows: Sequence[Row]) -> int:
+    return int(np.median([len(row.runs) for row in rows]))
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "none"
+
+
+def validation_document(validation: Validation) -> dict[str, Any]:
+    """The figures, for scripts."""
+    rows = validation.rows
+    held, runs = coverage(rows)
+    right, pairs = order_kept(rows, validation.noise)
+    summaries = {
+        name: {
+            regime: {"configurations": found.configurations, "median": found.median, "p95": found.p95, "worst": found.worst, "signed": found.signed}
+            for regime, some in regimes(rows).items()
+            if (found := summarise(some, value)) is not None
+        }
+        for name, value in forecasts()
+    }
+    memory = memory_errors(rows)
+    return {
+        "machine": validation.calibration.costs.machine,
+        "cores": validation.calibration.costs.host.cores,
+        "noise": validation.noise,
+        "epoch_time": {name: table for name, table in summaries.items() if table},
+        "coverage": {"held": held, "runs": runs},
+        "order": {"right": right, "pairs": pairs},
+        "bytes_exact": sum(row.bytes_traced == row.bytes_forecast for row in rows),
+        "memory": {"median": float(np.median(np.abs(memory))), "lowest": float(memory.min())} if memory.size else None,
+        "configurations": [
+            {
+                "graph": row.configuration.graph,
+                "ranks": row.configuration.ranks,
+                "method": row.configuration.method,
+                "bits": row.configuration.bits,
+                "link": link_name(row.configuration.link),
+                "partition": row.configuration.partition,
+                "runs": row.runs,
+                "forecast": row.forecast,
+                "low": None if row.interval is None else row.interval.low,
+                "high": None if row.interval is None else row.interval.high,
+                "held_out_link": row.held_out_link,
+                "held_out_ranks": row.held_out_ranks,
+                "baselines": row.baselines,
+                "components": {"measured": row.measured_components.tolist(), "forecast": row.forecast_components.tolist()},
+            }
+            for row in rows
+        ],
+    }
+
+
+def scatter(validation: Validation) -> Figure:
+    """Forecast over measured epoch time with the intervals; the best baseline beside."""
+    rows = validation.rows
+    best = min(BASELINES, key=lambda name: found.median if (found := summarise(rows, lambda row: row.baselines[name])) else np.inf)
+    figure = Figure(figsize=(10.0, 5.2), layout="constrained", facecolor="white")
+    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    times = [1e3 * row.measured for row in rows] + [1e3 * row.forecast for row in rows]
+    bounds = (0.8 * min(times), 1.25 * max(times))
+    for axes, title, value in (
+        (left, "halocast, left out of its calibration", lambda row: row.forecast),
+        (right, f"baseline: {best}", lambda row: row.baselines[best]),
+    ):
+        axes.plot(bounds, bounds, color=figures.MUTED, linewidth=0.8, zorder=1)
+        for regime, colour, marker in ((False, figures.BLUE, "o"), (True, figures.PLUM, "s")):
+            some = [row for row in rows if row.oversubscribed is regime]
+            if not some:
+                continue
+            x, y = [1e3 * row.measured for row in some], [1e3 * value(row) for row in some]
+            axes.scatter(x, y, s=22, color=colour, marker=marker, zorder=3, label=REGIMES[int(regime)], linewidths=0)
+            if axes is left:
+                low = [1e3 * (row.interval.low if row.interval else value(row)) for row in some]
+                high = [1e3 * (row.interval.high if row.interval else value(row)) for row in some]
+                axes.vlines(x, low, high, color=colour, alpha=0.45, linewidth=1.4, zorder=2)
+        found = summarise(rows, value)
+        subtitle = f"median error {100 * found.median:.1f} %, 95th percentile {100 * found.p95:.1f} %" if found else ""
+        figures.headline(axes, title, subtitle)
+        axes.set(xscale="log", yscale="log", xlim=bounds, ylim=bounds, xlabel="measured epoch, ms")
+        axes.grid(color=figures.GRID, linewidth=0.6)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    left.set_ylabel("forecast epoch, ms")
+    left.legend(frameon=False, loc="upper left", fontsize=9)
+    return figure

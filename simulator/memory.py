@@ -1,0 +1,95 @@
+"""How much memory a rank will need: what its program keeps, what its shard holds, and what the allocator adds.
+
+A rank's peak is the sum of a constant (the runtime's own pages), the arena that its program's Keep and Free plan, the static
+arrays of its shard, and what messages under way hold in the transport; each with a factor fitted to measured peaks. The fit
+is moved up until no calibrated rank lies more than `LARGEST_SHORTFALL` above it: a forecast that is too low is the unsafe one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import nnls
+
+from halocast.runtime.programs import METHODS
+from halocast.runtime.programs.schedule import Order, schedule_layers
+from halocast.simulator.costs import MemoryCosts
+from halocast.simulator.observations import Observation
+from halocast.traces.buffers import plan_arena, walk
+from halocast.traces.operations import Exchange, Part
+from halocast.traces.workload import RankView
+
+Floats = npt.NDArray[np.float64]
+LARGEST_SHORTFALL = 0.02
+"""Measured over forecast peak, minus 1, that calibration tolerates on its own runs."""
+
+
+def memory_terms(view: RankView, method: str) -> Floats:
+    """[4] a constant, bytes of the arena, of static arrays, and of the largest exchange's messages at this rank."""
+    program = METHODS[method]
+    epoch = walk(program.epoch(view))
+    arena = plan_arena([epoch, walk(program.evaluation(view))]).size
+    wire = max((each.work.bytes_out + each.work.bytes_in for each in epoch if isinstance(each, Exchange)), default=0)
+    return np.array([1.0, float(arena), float(static_bytes(view)), float(wire)])
+
+
+def static_bytes(view: RankView) -> int:
+    """Bytes of what a rank loads once: adjacency, features, labels, parameters and their optimiser state."""
+    part, value = view.part, view.value_bytes
+    own, rows = part.own, part.own + part.halo
+    nnz = part.nnz_central + part.nnz_marginal
+    adjacency = 4 * (own + nnz) + 16 * own + 4 * part.nnz_halo + 8 * part.halo + 4 * part.boundary
+    identity = 16 * rows + 11 * own  # node ids and degrees; labels and three masks
+    parameters = sum(layer.parameters for layer in view.layers)
+    return adjacency + identity + _feature_bytes(view) + 4 * value * parameters
+
+
+def _feature_bytes(view: RankView) -> int:
+    """Static inputs of the first layer, as the schedule needs them."""
+    part, value, first = view.part, view.value_bytes, schedule_layers(view)[0]
+    total = 0
+    if first.order is Order.AGGREGATED_ONCE:
+        stored = part.stored_values(first.rows, aggregated=True)
+        total += 2 * (4 + value) * stored if part.aggregated_sparse else value * part.rows(first.rows) * part.feature_dim
+        if not view.layers[0].self_weight:
+            return total
+    rows = Part.OWN if first.sends_forward else Part.ALL
+    if part.features_sparse and view.layers[0].linear_aggregation:
+        return total + 2 * (4 + value) * part.stored_values(rows, aggregated=False)
+    return total + value * part.rows(rows) * part.feature_dim
+
+
+def fit_memory(observations: Sequence[Observation]) -> MemoryCosts | None:
+    """Fit measured peaks; None where no run left any."""
+    terms, peaks = [], []
+    for observation in observations:
+        for view, peak in zip(observation.views(), observation.peak_bytes, strict=False):
+            terms.append(memory_terms(view, observation.configuration.method))
+            peaks.append(float(peak))
+    if not peaks:
+        return None
+    values, measured = np.array(terms), np.array(peaks)
+    scale = values.max(axis=0)
+    scale[scale == 0.0] = 1.0
+    weight = 1.0 / measured
+    solution, _ = nnls(values / scale * weight[:, None], np.ones(len(measured)))
+    coefficients = solution / scale
+    ratio = measured / (values @ coefficients)
+    lift = max(1.0, float(ratio.max()) / (1.0 + LARGEST_SHORTFALL))
+    logs = np.log(ratio / lift)
+    return MemoryCosts(
+        constant=float(coefficients[0] * lift),
+        per_arena_byte=float(coefficients[1] * lift),
+        per_static_byte=float(coefficients[2] * lift),
+        per_wire_byte=float(coefficients[3] * lift),
+        low=float(np.exp(np.quantile(logs, 0.05))),
+        high=float(np.exp(np.quantile(logs, 0.95))),
+    )
+
+
+def peak_bytes(costs: MemoryCosts, view: RankView, method: str) -> float:
+    """Forecast of a rank's peak, in bytes above its interpreter (on a GPU: allocated there)."""
+    coefficients = (costs.constant, costs.per_arena_byte, costs.per_static_byte, costs.per_wire_byte)
+    return float(memory_terms(view, method) @ np.array(coefficients))

@@ -1,0 +1,121 @@
+"""From flags to a scenario: graph, partition and model as ``halocast train`` would take them, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from halocast.errors import MisuseError, nearest
+
+if TYPE_CHECKING:
+    from halocast.runtime.config import RunConfig
+    from halocast.simulator.forecast import Scenario
+    from halocast.traces.workload import BitAssignment, Workload
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A scenario and the run that it stands for."""
+
+    config: RunConfig
+    scenario: Scenario
+    nodes: int
+    edges: int
+
+
+def resolve_flags(run: str, flags: Mapping[str, Any], assignments: list[str]) -> RunConfig:
+    """The run's configuration from a run file or graph, flags, and ``--set`` assignments."""
+    import json
+
+    from halocast.runtime.config import override, read_run_file, resolve
+
+    document = read_run_file(Path(run)) if run.endswith(".toml") else {"graph": run}
+    origin = run if run.endswith(".toml") else "command line"
+    for key, value in flags.items():
+        if value is not None:
+            document = override(document, [f"{key}={json.dumps(value)}"])
+    return resolve(override(document, assignments), origin)
+
+
+def build_scenario(config: RunConfig, *, bits_from: Path | None, threads: int, report: Callable[[str], None]) -> Asked:
+    """Partition the graph (or find it partitioned) and put the scenario together.
+
+    Raises MisuseError for more ranks than nodes, a layer that only torch knows, and widths that nobody can foresee.
+    """
+    from halocast.runtime.graph.aggregated import with_aggregated_features
+    from halocast.runtime.graph.datasets import load_graph
+    from halocast.runtime.graph.store import prepare_shards
+    from halocast.runtime.models.shapes import SELF_LOOP, built_in_specs
+    from halocast.simulator.forecast import Scenario
+    from halocast.simulator.observations import parse_link
+    from halocast.traces.workload import Workload
+
+    partition = config.partition
+    shards = prepare_shards(
+        config.graph,
+        config.ranks,
+        method=partition.method,
+        objective=partition.objective,
+        balance=partition.balance,
+        seed=partition.seed,
+        symmetrise=config.symmetrise,
+        report=report,
+    )
+    graph = shards.graph
+    layers = built_in_specs(config.model, int(graph["feature_dim"]), int(graph["classes"]))
+    if layers is None:
+        raise MisuseError(
+            f"model.layer '{config.model.layer}' cannot be forecast without building it{nearest(config.model.layer, SELF_LOOP)}"
+        )
+    parts = [shards.statistics(part) for part in range(shards.parts)]
+    if config.method.exact.aggregate_features_once and parts[0].features_sparse:
+        loaded = load_graph(config.graph, symmetrise=config.symmetrise)
+        parts = with_aggregated_features(loaded, shards, parts, self_loop=SELF_LOOP[config.model.layer])
+    workload = Workload(
+        layers=layers,
+        parts=tuple(parts),
+        exact=config.method.exact.savings(),
+        value_bytes=8 if config.dtype == "float64" else 4,
+        overlap=config.method.overlap,
+        threads=threads,
+    )
+    bits, assumed = _widths(config, workload, bits_from)
+    scenario = Scenario(
+        graph=str(graph["name"]),
+        fingerprint=shards.fingerprint,
+        workload=workload,
+        method=config.method.name,
+        bits=bits,
+        link=parse_link(config.hosts),
+        assumed=assumed,
+    )
+    return Asked(config, scenario, int(graph["nodes"]), int(graph["edges"]))
+
+
+def _widths(
+    config: RunConfig, workload: Workload, bits_from: Path | None
+) -> tuple[tuple[BitAssignment | None, ...], tuple[str, ...]]:
+    from halocast.simulator.forecast import assign_shares, assign_uniform, width_shares
+    from halocast.simulator.observations import observe
+
+    if not config.method.quantises:
+        return (None,) * workload.world_size, ()
+    if bits_from is not None:
+        run = observe(bits_from)
+        if run.configuration.method != config.method.name:
+            raise MisuseError(f"--bits-from {bits_from}: a run of method {run.configuration.method}, whose messages have no widths to take")
+        note = f"widths in the shares of {bits_from.name} ({run.configuration.ranks} ranks)"
+        return assign_shares(workload, width_shares(run.bits)), (note,)
+    text = "adaptive" if config.method.bits is None else str(config.method.bits).removeprefix("uniform:")
+    from halocast.traces.wire import WIDTHS
+
+    if not text.isdigit() or int(text) not in WIDTHS:
+        if text in ("adaptive", "random"):
+            raise MisuseError(
+                f"--bits {text}: which widths that gives shows only in training; forecast a width ({', '.join(map(str, WIDTHS))}), "
+                "or take a run's with --bits-from RUN"
+            )
+        raise MisuseError(f"--bits {text} is no width; allowed: {', '.join(map(str, WIDTHS))}")
+    return assign_uniform(workload, int(text)), ()

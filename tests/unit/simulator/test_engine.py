@@ -1,0 +1,169 @@
+"""Simulated epochs against arithmetic, and against the program that the runtime would run."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from halocast.runtime.programs.adaqp import AdaQP, uniform_bits
+from halocast.runtime.programs.full import FullGraph
+from halocast.simulator.costs import HostCosts, NetworkCosts
+from halocast.simulator.engine import Machine, lower, simulate
+from halocast.simulator.network import star
+from halocast.simulator.observations import executed, structure
+from halocast.traces.operations import Aggregate, AllReduce, Dequantize, Exchange, Transform, Wait
+from halocast.traces.workload import ExactSavings
+from tests.unit.simulator.parts import all_to_all, workload
+
+FREE = NetworkCosts(
+    efficiency=1.0, latency=0.0, send_seconds=0.0, receive_seconds=0.0, byte_seconds=0.0, reduce_step_seconds=0.0,
+    post_seconds=0.0, wake_seconds=0.0,
+)  # fmt: skip
+IDEAL = HostCosts(cores=1)
+RATE = 1e6
+
+
+def programs(load, method=None, bits=None):
+    method = method or (FullGraph() if bits is None else AdaQP())
+    views = [load.view(rank) for rank in range(load.world_size)]
+    if bits is not None:
+        views = [load.view(view.rank, uniform_bits(view, bits)) for view in views]
+    return [method.epoch(view) for view in views]
+
+
+def run(load, price=lambda operation: 0.0, *, rate=RATE, bits=None, network=FREE, host=IDEAL, hosts=None, topology=None, **options):
+    work = [lower(program, price) for program in programs(load, bits=bits)]
+    return simulate(work, Machine(topology or star(load.world_size, rate), host, network, hosts=hosts), **options)
+
+
+def one_second(operation):
+    return 0.0 if isinstance(operation, Exchange | AllReduce) else 1.0
+
+
+def test_one_rank_takes_the_sum_of_its_operations():
+    load = workload(np.zeros((1, 1), dtype=int))
+    operations = executed(programs(load)[0])
+    assert run(load, one_second).epoch_seconds == pytest.approx(len(operations))
+
+
+def test_nothing_to_wait_for_leaves_no_waiting():
+    load = workload(all_to_all(2, 10))
+    simulation = run(load, one_second, rate=1e15)
+    for work, timeline in zip(simulation.work, simulation.ranks, strict=True):
+        waits = [index for index, operation in enumerate(work.operations) if isinstance(operation, Wait)]
+        assert timeline.wall[waits].max() == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_symmetric_exchange_without_computing_is_the_port_bound(ranks):
+    load = workload(all_to_all(ranks, 10), exact=ExactSavings.none())
+    simulation = run(load)
+    exchanges = [operation for operation in simulation.work[0].operations if isinstance(operation, Exchange)]
+    reductions = [operation for operation in simulation.work[0].operations if isinstance(operation, AllReduce)]
+    exchanged = sum(operation.work.bytes_out for operation in exchanges) / RATE
+    assert len(exchanges) == 3  # forward in both layers, backward in the second
+    timeline = simulation.ranks[0]
+    waited = sum(timeline.wall[index] for index, each in enumerate(simulation.work[0].operations) if isinstance(each, Wait))
+    assert waited == pytest.approx(simulation.epoch_seconds, rel=1e-6)
+    reduced = sum(operation.work.bytes_out for operation in reductions) * 2 * (ranks - 1) / ranks / RATE
+    assert exchanged < simulation.epoch_seconds <= (exchanged + reduced) * (1 + 1e-3)
+
+
+def test_messages_hide_under_central_work():
+    load = workload(all_to_all(2, 10))
+    exchange = next(each for each in executed(programs(load)[0]) if isinstance(each, Exchange))
+    flight = exchange.work.bytes_out / RATE
+
+    def price(operation):
+        is_central = isinstance(operation, Aggregate | Transform) and operation.part.value == "central"
+        return flight if is_central else 0.0
+
+    timeline = run(load, price).ranks[0]
+    operations = executed(programs(load)[0])
+    first_wait = next(index for index, each in enumerate(operations) if isinstance(each, Wait))
+    assert timeline.wall[first_wait] == pytest.approx(0.0, abs=1e-4 * flight)
+
+
+def test_without_overlap_the_same_work_takes_longer():
+    def price(operation):
+        return 1e-3 if isinstance(operation, Aggregate) else 0.0
+
+    overlapping = run(workload(all_to_all(2, 40)), price).epoch_seconds
+    waiting = run(workload(all_to_all(2, 40), overlap=False), price).epoch_seconds
+    assert waiting > overlapping
+
+
+def test_ranks_of_one_core_take_turns():
+    load = workload(all_to_all(2, 10))
+    seconds = {hosts: run(load, one_second, rate=1e12, hosts=list(hosts)).epoch_seconds for hosts in ((0, 0), (0, 1))}
+    assert seconds[0, 0] == pytest.approx(2 * seconds[0, 1], rel=0.05)
+
+
+def test_a_slow_rank_is_what_the_others_wait_for():
+    load = workload(all_to_all(3, 10))
+    work = [lower(program, one_second) for program in programs(load)]
+    slow = [work[0], work[1], lower(programs(load)[2], lambda operation: 2.0 * one_second(operation))]
+    machine = Machine(star(3, 1e12), IDEAL, FREE)
+    assert simulate(slow, machine).epoch_seconds == pytest.approx(2 * simulate(work, machine).epoch_seconds, rel=0.02)
+
+
+@pytest.mark.parametrize("bits", [None, 8, 2])
+@pytest.mark.parametrize("exact", [ExactSavings(), ExactSavings.none()])
+def test_the_simulated_sequence_is_the_programs(bits, exact):
+    rows = np.array([[0, 5, 0], [7, 0, 3], [0, 2, 0]])
+    load = workload(rows, exact=exact, dims=(16, 16, 16, 4))
+    simulation = run(load, one_second, bits=bits)
+    for work, program in zip(simulation.work, programs(load, bits=bits), strict=True):
+        assert structure(work.operations) == structure(executed(program))
+
+
+def test_operations_of_a_rank_follow_each_other_without_overlap():
+    load = workload(all_to_all(4, 25))
+    simulation = run(load, lambda _: 1e-3, hosts=[0] * 4, host=HostCosts(cores=2, gap_seconds=1e-4))
+    for timeline in simulation.ranks:
+        ends = timeline.start + timeline.wall
+        assert (timeline.start[1:] >= ends[:-1] - 1e-9).all()
+
+
+def test_two_simulations_of_one_scenario_agree_to_the_bit():
+    load = workload(all_to_all(4, 25))
+    first, second = (run(load, lambda _: 1e-3, hosts=[0] * 4, host=HostCosts(cores=2, stall_rate=50.0)) for _ in range(2))
+    assert first.samples.tolist() == second.samples.tolist()
+
+
+def test_fewer_bits_are_fewer_bytes_and_never_slower():
+    load = workload(all_to_all(4, 200), dims=(64, 64, 8))
+    seconds = [run(load, lambda _: 1e-4, bits=bits).epoch_seconds for bits in (2, 4, 8, 16, 32)]
+    assert seconds == sorted(seconds)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 4), st.integers(0, 2**32 - 1), st.floats(1.1, 10.0))
+def test_more_bandwidth_is_never_slower(ranks, seed, factor):
+    rows = np.random.default_rng(seed).integers(0, 40, (ranks, ranks)) * (1 - np.eye(ranks, dtype=int))
+    load = workload(np.minimum(rows, rows.T))
+    slow, fast = (run(load, lambda _: 2e-4, rate=rate).epoch_seconds for rate in (RATE, RATE * factor))
+    assert fast <= slow * 1.001
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 4), st.integers(0, 2**32 - 1))
+def test_more_work_on_one_rank_is_never_faster(ranks, seed):
+    rows = np.random.default_rng(seed).integers(0, 40, (ranks, ranks)) * (1 - np.eye(ranks, dtype=int))
+    load = workload(np.minimum(rows, rows.T))
+    work = [lower(program, lambda _: 2e-4) for program in programs(load)]
+    loaded = [lower(programs(load)[0], lambda _: 5e-4), *work[1:]]
+    machine = Machine(star(ranks, RATE), IDEAL, FREE)
+    assert simulate(loaded, machine).epoch_seconds >= simulate(work, machine).epoch_seconds * 0.999
+
+
+def test_idle_hosts_compute_more_slowly_where_that_was_fitted():
+    load = workload(all_to_all(2, 200))
+    warm = HostCosts(cores=2, idleness=0.0, reference_utilisation=1.0)
+    cold = warm.model_copy(update={"idleness": 0.5})
+
+    def price(operation):
+        return 1e-3 if isinstance(operation, Aggregate | Dequantize) else 0.0
+
+    busy = [simulation.ranks[0].wall[2] for simulation in (run(load, price, hosts=[0, 0], host=host) for host in (warm, cold))]
+    assert busy[1] > busy[0] * 1.2
