@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from halocast.reports import figures
@@ -31,7 +32,9 @@ REGIMES = ("ranks ≤ cores", "ranks > cores")
 def write_validation(validation: Validation, folder: Path) -> dict[str, Path]:
     """Write ``validation.md``, ``.json`` and ``.png`` to `folder`; returns their paths by kind."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {kind: folder / f"validation.{suffix}" for kind, suffix in (("table", "md"), ("figures", "json"), ("scatter", "png"))}
+    paths = {
+        kind: folder / f"validation.{suffix}" for kind, suffix in (("table", "md"), ("figures", "json"), ("scatter", "png"))
+    }
     paths["table"].write_text(validation_table(validation))
     paths["figures"].write_text(json.dumps(validation_document(validation), indent=1) + "\n")
     scatter(validation).savefig(paths["scatter"], dpi=PNG_DPI)
@@ -40,7 +43,10 @@ def write_validation(validation: Validation, folder: Path) -> dict[str, Path]:
 
 def regimes(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows whose ranks have cores of their own apart from those whose ranks share; empty ones left out."""
-    parted = {REGIMES[0]: [row for row in rows if not row.oversubscribed], REGIMES[1]: [row for row in rows if row.oversubscribed]}
+    parted = {
+        REGIMES[0]: [row for row in rows if not row.oversubscribed],
+        REGIMES[1]: [row for row in rows if row.oversubscribed],
+    }
     return {name: some for name, some in {**parted, "all": list(rows)}.items() if some}
 
 
@@ -63,7 +69,7 @@ def validation_table(validation: Validation) -> str:
         f"{len(rows)} configurations, {sum(len(row.runs) for row in rows)} runs on {validation.calibration.costs.machine} with "
         f"{validation.calibration.costs.host.cores} cores. A run's epoch time is the median of its epochs after the first two.",
         f"Repeats of one configuration scatter by {100 * validation.noise:.1f} % (standard deviation of one run), "
-        f"so that the mean of {_typical_repeats(rows)} is itself uncertain by {100 * validation.noise / np.sqrt(_typical_repeats(rows)):.1f} %.",
+        f"so that the mean of {_typical_repeats(rows)} is itself uncertain by {100 * validation.noise / np.sqrt(_typical_repeats(rows)):.1f} %.",  # noqa: E501
         "",
         "## Epoch time",
         "",
@@ -93,7 +99,9 @@ def validation_table(validation: Validation) -> str:
     ]
     parts = {name: component_errors(some) for name, some in regimes(rows).items()}
     lines += [
-        f"| {component} | " + " | ".join(f"{100 * each[component][0]:+.1f} %, {100 * each[component][1]:.1f} %" for each in parts.values()) + " |"
+        f"| {component} | "
+        + " | ".join(f"{100 * each[component][0]:+.1f} %, {100 * each[component][1]:.1f} %" for each in parts.values())
+        + " |"
         for component in next(iter(parts.values()))
     ]
     lines += ["", "![forecast against measured](validation.png)", "", "## Every configuration", "", *_configurations(rows), ""]
@@ -102,7 +110,7 @@ def validation_table(validation: Validation) -> str:
 
 def _configurations(rows: Sequence[Row]) -> list[str]:
     lines = [
-        "| graph | ranks | method | link | partition | measured ms | scatter | forecast ms | 90 % interval | error | link left out | ranks left out |",
+        "| graph | ranks | method | link | partition | measured ms | scatter | forecast ms | 90 % interval | error | link left out | ranks left out |",  # noqa: E501
         "| --- | ---: | --- | --- | --- | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
     ]
     for row in sorted(rows, key=lambda each: each.configuration):
@@ -110,7 +118,7 @@ def _configurations(rows: Sequence[Row]) -> list[str]:
         scatter_cell = f"{100 * float(np.std(np.log(row.runs), ddof=1)):.1f} %" if len(row.runs) > 1 else ""
         method = each.method if not each.bits else f"{each.method} {each.bits}"
         lines.append(
-            f"| {each.graph} | {each.ranks} | {method} | {link_name(each.link)} | {each.partition} | {1e3 * row.measured:.0f} | {scatter_cell} "
+            f"| {each.graph} | {each.ranks} | {method} | {link_name(each.link)} | {each.partition} | {1e3 * row.measured:.0f} | {scatter_cell} "  # noqa: E501
             f"| {1e3 * row.forecast:.0f} | {'' if bounds is None else f'{1e3 * bounds.low:.0f} to {1e3 * bounds.high:.0f}'} "
             f"| {100 * row.error():+.1f} % | {_error_cell(row, row.held_out_link)} | {_error_cell(row, row.held_out_ranks)} |"
         )
@@ -133,7 +141,7 @@ def _memory_line(rows: Sequence[Row]) -> str:
     if errors.size == 0:
         return "- Peak memory: no run left its peaks."
     return (
-        f"- Peak memory a rank: median error {100 * float(np.median(np.abs(errors))):.1f} %, from {100 * errors.min():+.1f} % (too low) "
+        f"- Peak memory a rank: median error {100 * float(np.median(np.abs(errors))):.1f} %, from {100 * errors.min():+.1f} % (too low) "  # noqa: E501
         f"to {100 * errors.max():+.1f} %."
     )
 
@@ -153,7 +161,13 @@ def validation_document(validation: Validation) -> dict[str, Any]:
     right, pairs = order_kept(rows, validation.noise)
     summaries = {
         name: {
-            regime: {"configurations": found.configurations, "median": found.median, "p95": found.p95, "worst": found.worst, "signed": found.signed}
+            regime: {
+                "configurations": found.configurations,
+                "median": found.median,
+                "p95": found.p95,
+                "worst": found.worst,
+                "signed": found.signed,
+            }
             for regime, some in regimes(rows).items()
             if (found := summarise(some, value)) is not None
         }
@@ -194,15 +208,18 @@ def validation_document(validation: Validation) -> dict[str, Any]:
 def scatter(validation: Validation) -> Figure:
     """Forecast over measured epoch time with the intervals; the best baseline beside."""
     rows = validation.rows
-    best = min(BASELINES, key=lambda name: found.median if (found := summarise(rows, lambda row: row.baselines[name])) else np.inf)
+    best = min(
+        BASELINES, key=lambda name: found.median if (found := summarise(rows, lambda row: row.baselines[name])) else np.inf
+    )
     figure = Figure(figsize=(10.0, 5.2), layout="constrained", facecolor="white")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     times = [1e3 * row.measured for row in rows] + [1e3 * row.forecast for row in rows]
     bounds = (0.8 * min(times), 1.25 * max(times))
-    for axes, title, value in (
+    panels: tuple[tuple[Axes, str, Callable[[Row], float]], ...] = (
         (left, "halocast, left out of its calibration", lambda row: row.forecast),
         (right, f"baseline: {best}", lambda row: row.baselines[best]),
-    ):
+    )
+    for axes, title, value in panels:
         axes.plot(bounds, bounds, color=figures.MUTED, linewidth=0.8, zorder=1)
         for regime, colour, marker in ((False, figures.BLUE, "o"), (True, figures.PLUM, "s")):
             some = [row for row in rows if row.oversubscribed is regime]

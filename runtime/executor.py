@@ -20,11 +20,12 @@ from halocast.runtime.clock import Clock, ThreadClock
 from halocast.runtime.exchange.quantized import MessageWidths, QuantizedMessages
 from halocast.runtime.exchange.transport import Flight, LostPeerError, Transport
 from halocast.runtime.features import DenseRows, FeatureRows, SparseRows
-from halocast.runtime.memory import Arena, ArenaPlan, plan_arena, walk
+from halocast.runtime.memory import Arena
 from halocast.runtime.models.layers import LinearAggregation
 from halocast.runtime.models.network import GradientBuckets, GraphNetwork
 from halocast.runtime.programs.full import AGGREGATED_FEATURES, FEATURES
 from halocast.runtime.programs.schedule import Order, schedule_layers
+from halocast.traces.buffers import ArenaPlan, plan_arena, walk
 from halocast.traces.operations import (
     Aggregate,
     AllReduce,

@@ -25,13 +25,13 @@ from halocast.runtime.graph.shard import ShardSet, open_shards
 from halocast.runtime.graph.store import prepare_shards
 from halocast.runtime.launch import HostSpec, RankFailure, launch_local
 from halocast.runtime.launch_context import LaunchContext
-from halocast.runtime.memory import summarize, walk
 from halocast.runtime.models.layers import build_layer
 from halocast.runtime.programs.schedule import Order, schedule_layers
 from halocast.runtime.session import build_network, build_view, find_method, width_rule, with_first_bits
 from halocast.runtime.testbed import require_testbed
 from halocast.runtime.trainer import Event, RunFolder, write_json, write_text
 from halocast.runtime.worker import run_identity, run_rank, take_place, threads_per_rank
+from halocast.traces.buffers import summarize, walk
 from halocast.traces.operations import Part
 from halocast.traces.wire import CODED_WIDTHS
 from halocast.traces.workload import RankView

@@ -28,10 +28,10 @@ from halocast.runtime.exchange.transport import LocalTransport, LostPeerError, T
 from halocast.runtime.footprint import FootprintMeter
 from halocast.runtime.graph.shard import ShardSet, open_shards
 from halocast.runtime.launch_context import LaunchContext, detect_launch_environment
-from halocast.runtime.memory import ProgramSummary, summarize, walk
 from halocast.runtime.session import RankSession, build_session, use_threads, width_rule
 from halocast.runtime.supervise import heartbeat, report_exception, report_failure
 from halocast.runtime.trainer import Event, RunFolder, Trainer, cuda_or_cpu, write_json
+from halocast.traces.buffers import ProgramSummary, summarize, walk
 from halocast.traces.trace import ClockOffset, Machine, TracedGraph, TraceManifest, TraceWriter, write_manifest
 from halocast.traces.workload import PartStatistics, Workload
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +54,7 @@ class _Sample:
     seconds: float
 
 
-@lru_cache(maxsize=None)
+@cache
 def busy_seconds(observation: Observation) -> float:
     """CPU time of all ranks' operations in an epoch."""
     return sum(float(seconds.sum()) for seconds in observation.cpu_seconds)
@@ -111,7 +111,7 @@ def model_keys(observation: Observation) -> set[str]:
     return {key for (name, kind, _), _ in _measured_operations(observation) for key in (f"{fingerprint}/{name}", name, kind)}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _measured_operations(observation: Observation) -> list[tuple[tuple[str, str, tuple[float, ...]], float]]:
     """((class, kind, terms), seconds of CPU time) of every priced operation of every rank, medians over epochs."""
     measured = []
@@ -137,7 +137,9 @@ def fit_linear(samples: Sequence[_Sample]) -> LinearCost:
     coefficients = {TERMS[index]: float(each / s) for index, each, s in zip(used, solution, scale, strict=True) if each > 0.0}
     fitted = values[:, used] / scale @ solution
     logs = np.log(np.maximum(means, SHORT_S) / np.maximum(fitted, SHORT_S))
-    repeats = [np.log(np.maximum(np.array(seconds), SHORT_S) / max(float(np.mean(seconds)), SHORT_S)) for seconds in groups.values()]
+    repeats = [
+        np.log(np.maximum(np.array(seconds), SHORT_S) / max(float(np.mean(seconds)), SHORT_S)) for seconds in groups.values()
+    ]
     spread = np.concatenate(repeats)
     freedom = max(1, len(spread) - len(repeats))
     return LinearCost(
@@ -161,7 +163,7 @@ def fit_host(observations: Sequence[Observation]) -> HostCosts:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _pauses(observation: Observation) -> tuple[float, float, float, float]:
     """Seconds between two operations, of an epoch after rank 0's last one, and between epochs on other ranks and on rank 0."""
     spans = observation.spans.sort_values(["rank", "epoch", "index"])
@@ -334,7 +336,7 @@ class WholeRunFit:
         normal = jacobian.T @ jacobian + np.diag(prior**-2.0)
         step = np.linalg.solve(normal, jacobian.T @ residuals + (self.logs - start) / prior**2)
         low, high = _bounds()
-        return np.clip(self.logs - np.clip(step, -LARGEST_STEP, LARGEST_STEP), low, high)
+        return np.asarray(np.clip(self.logs - np.clip(step, -LARGEST_STEP, LARGEST_STEP), low, high), dtype=np.float64)
 
 
 LARGEST_STEP = 0.3
@@ -374,9 +376,7 @@ def fit_whole_runs(
     jacobian = np.zeros((*residuals.shape, len(point)))
     for _ in range(steps):
         moved = [np.clip(point + DIFFERENCE * unit, low, high) for unit in np.eye(len(point))]
-        jacobian = np.stack(
-            [(each - residuals) / DIFFERENCE for each in errors(moved)], axis=-1
-        )
+        jacobian = np.stack([(each - residuals) / DIFFERENCE for each in errors(moved)], axis=-1)
         weighted = jacobian * huber(residuals)[..., None]
         flat, target = weighted.reshape(-1, len(point)), (huber(residuals) * residuals).ravel()
         normal = flat.T @ flat + np.diag(prior**-2.0)
@@ -465,12 +465,7 @@ def _check_graphs(observations: Sequence[Observation]) -> None:
 
 def _range_of(observations: Sequence[Observation]) -> CalibratedRange:
     configurations = [each.configuration for each in observations]
-    widths = {
-        bits
-        for each in observations
-        for message in each.messages["bits_out"].head(200)
-        for bits, _ in message
-    }
+    widths = {bits for each in observations for message in each.messages["bits_out"].head(200) for bits, _ in message}
     return CalibratedRange(
         graphs={each.fingerprint: each.graph for each in configurations},
         ranks=tuple(sorted({each.ranks for each in configurations})),

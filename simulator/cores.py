@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import simpy
 
@@ -76,9 +78,7 @@ class SharedCores:
             return done.succeed(self._environment.now)
         job = _Job(thread, seconds, done)
         core = self._cores[thread.core]
-        if core.holder is thread and core.running is None:
-            self._start(core, job)
-        elif core.holder is None:
+        if (core.holder is thread and core.running is None) or core.holder is None:
             self._start(core, job)
         else:
             idle = next((each for each in self._cores if each.holder is None), None)
@@ -141,7 +141,10 @@ class SharedCores:
         self._after(max(0.0, due - self._environment.now), lambda _: self._rotate(core))
         for other in self._cores:  # a core that was idle before the queue formed looks for work as well
             if other.holder is None:
-                self._after(self._scheduling.balance_seconds, lambda _, idle=other: self._steal(idle))
+                self._after(self._scheduling.balance_seconds, partial(self._look_for_work, other))
+
+    def _look_for_work(self, core: _Core, _: simpy.Event) -> None:
+        self._steal(core)
 
     def _rotate(self, core: _Core) -> None:
         """Let the head of the queue take the place of a job that has had its slice."""
@@ -158,7 +161,7 @@ class SharedCores:
         core.holder = None
         self._start(core, core.queue.popleft())
 
-    def _after(self, seconds: float, callback: simpy.events.EventCallback) -> None:
+    def _after(self, seconds: float, callback: Callable[[simpy.Event], None]) -> None:
         timeout = self._environment.timeout(seconds)
         assert timeout.callbacks is not None
         timeout.callbacks.append(callback)

@@ -241,7 +241,9 @@ class Costs(Record):
                 reason = f"{name}: its dims were not calibrated"
             elif not model.covers(values):
                 reason = f"{name}: work outside the calibrated range"
-            return Price(seconds=model.seconds(values), spread=float(np.hypot(model.residual, model.noise)), extrapolated=reason)
+            return Price(
+                seconds=model.seconds(values), spread=float(np.hypot(model.residual, model.noise)), extrapolated=reason
+            )
         raise MisuseError(
             f"no calibrated cost for {kind_of(operation)}: the calibration runs never did it; "
             "calibrate on a run of this method and model as well"

@@ -195,7 +195,9 @@ class _Run:
         if machine.hosts is None:
             self.cores = [OwnCore(self.environment) for _ in work]
         else:
-            shared = {host: SharedCores(self.environment, machine.host.cores, machine.host.scheduling) for host in set(machine.hosts)}
+            shared = {
+                host: SharedCores(self.environment, machine.host.cores, machine.host.scheduling) for host in set(machine.hosts)
+            }
             self.cores = [shared[host] for host in machine.hosts]
         self.mains = [cores.thread() for cores in self.cores]
         self.threads = [_TransportThread(cores) for cores in self.cores]
@@ -282,7 +284,7 @@ class _Run:
     def _note(
         timeline: RankTimeline, costs: Sequence[float], gap: float, first: int, last: int, woken: int, start: float, end: float
     ) -> None:
-        """Share a job's time out to its operations, by what each costs alone; queueing for a core belongs to the wait before."""
+        """Share a job's time out to its operations, by what each costs alone; queueing for a core is part of the wait."""
         if woken >= 0:
             timeline.wall[woken] = start - timeline.start[woken]
         total = sum(costs[first:last]) + gap * (last - first)
@@ -317,7 +319,10 @@ class _Run:
         def transfer() -> None:
             if size <= network.send_buffer_bytes:  # the rest is the network's: the sender's rows are free again
                 self._complete(flights[source], target)
-            _on(self.environment.timeout(latency), lambda _: _on(self.fabric.send(source, target, size / network.efficiency), arrived))
+            _on(
+                self.environment.timeout(latency),
+                lambda _: _on(self.fabric.send(source, target, size / network.efficiency), arrived),
+            )
 
         def arrived(_: simpy.Event) -> None:
             if size > network.send_buffer_bytes:
@@ -373,9 +378,7 @@ class _Run:
         self._complete(self.flights[key][rank], -1)
 
 
-def _event(
-    events: dict[tuple[int, int], simpy.Event], environment: simpy.Environment, key: tuple[int, int]
-) -> simpy.Event:
+def _event(events: dict[tuple[int, int], simpy.Event], environment: simpy.Environment, key: tuple[int, int]) -> simpy.Event:
     if key not in events:
         events[key] = environment.event()
     return events[key]

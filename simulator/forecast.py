@@ -1,4 +1,4 @@
-"""What a run that never happened would have done: epoch time, its parts, bytes and memory, each with what is known of its error."""
+"""What a run that never happened would have done: epoch time, its parts, bytes and memory, with what is known of the error."""
 
 from __future__ import annotations
 
@@ -226,9 +226,7 @@ def assign_uniform(workload: Workload, bits: int) -> tuple[BitAssignment, ...]:
     return tuple(uniform_bits(workload.view(rank), bits) for rank in range(workload.world_size))
 
 
-def assign_shares(
-    workload: Workload, shares: Mapping[tuple[int, Direction], Mapping[int, float]]
-) -> tuple[BitAssignment, ...]:
+def assign_shares(workload: Workload, shares: Mapping[tuple[int, Direction], Mapping[int, float]]) -> tuple[BitAssignment, ...]:
     """Widths in given shares of each exchange's rows (a run's, for example), the same for every pair of ranks."""
     assignments = []
     for rank in range(workload.world_size):

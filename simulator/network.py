@@ -35,6 +35,8 @@ class Topology:
     """[ranks, 2] the ports (out, in) that messages between ranks of one host cross instead."""
     host: Ints
     """[ranks] the host a rank is on."""
+    switch: Ints | None = None
+    """[ranks] the switch a rank's host is on; messages within one cross no trunk. None: one switch."""
     latency: float = 0.0
     """Seconds a message takes beside its transfer, between hosts."""
     latency_inside: float = 0.0
@@ -56,6 +58,9 @@ class Topology:
         same = self.host[source] == self.host[target]
         paths = np.full((len(source), HOPS), nobody, dtype=np.int64)
         paths[~same, :3], paths[~same, 3:] = self.outward[source[~same]], self.inward[target[~same]]
+        if self.switch is not None:
+            near = ~same & (self.switch[source] == self.switch[target])
+            paths[near, 2] = paths[near, 3] = nobody
         paths[same, 0], paths[same, 1] = self.inside[source[same], 0], self.inside[target[same], 1]
         return paths
 
@@ -125,6 +130,7 @@ def cluster(
         inward=np.stack([trunk_in, first_port + hosts + host, ranks + each], axis=1),
         inside=np.stack([each, ranks + each], axis=1),
         host=host,
+        switch=switch if switches > 1 else None,
         latency=latency,
         latency_inside=latency_inside,
     )
@@ -215,7 +221,9 @@ class Fabric:
                 if flow.path == path and flow.rate > 0.0:
                     queued = max(queued, flow.left / flow.rate)
             if self.topology.queue_seconds:
-                waiting = sum(flow.left for flow in self._flows if not set(flow.path).isdisjoint(path[:1] + path[3:])) / narrowest
+                waiting = (
+                    sum(flow.left for flow in self._flows if not set(flow.path).isdisjoint(path[:1] + path[3:])) / narrowest
+                )
                 queued = max(queued, min(waiting, self.topology.queue_seconds))
         return float(queued + size / narrowest)
 

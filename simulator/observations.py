@@ -133,17 +133,23 @@ def observe(folder: Path) -> Observation:
     trace = read_trace(folder)
     manifest = trace.manifest
     if manifest.schema_version != TRACE_SCHEMA_VERSION:
-        raise MisuseError(f"{folder}: trace of schema {manifest.schema_version}, others of {TRACE_SCHEMA_VERSION}: not to be mixed")
+        raise MisuseError(
+            f"{folder}: trace of schema {manifest.schema_version}, others of {TRACE_SCHEMA_VERSION}: not to be mixed"
+        )
     try:
         workload = Workload.from_json(manifest.workload)
     except (KeyError, TypeError) as error:
-        raise MisuseError(f"{folder}: the trace does not say what its ranks worked on ({error}); record the run again") from error
+        raise MisuseError(
+            f"{folder}: the trace does not say what its ranks worked on ({error}); record the run again"
+        ) from error
     epochs, seconds = _steady_epochs(folder, trace)
     if not epochs:
         raise MisuseError(
-            f"{folder}: no whole epoch after the first {WARM_UP_EPOCHS}, which are left out; train for {WARM_UP_EPOCHS + 2} or more"
+            f"{folder}: no whole epoch after the first {WARM_UP_EPOCHS}, which do not count; train for {WARM_UP_EPOCHS + 2} or more"  # noqa: E501
         )
-    configuration = _configuration(manifest.config, manifest.graph.name, manifest.graph.fingerprint, workload, manifest.machine.devices)
+    configuration = _configuration(
+        manifest.config, manifest.graph.name, manifest.graph.fingerprint, workload, manifest.machine.devices
+    )
     bits = _traced_bits(trace, workload, epochs[-1], rotated=manifest.config["method"].get("rounding") == "rotated")
     if configuration.method == "full":
         bits = (None,) * workload.world_size
@@ -162,7 +168,8 @@ def _configuration(
     return Configuration(
         graph=graph,
         fingerprint=fingerprint,
-        model=f"{model['layer']} {workload.layers[0].dim_in}x{widths} exact {exact}" + ("" if workload.overlap else " no overlap"),
+        model=f"{model['layer']} {workload.layers[0].dim_in}x{widths} exact {exact}"
+        + ("" if workload.overlap else " no overlap"),
         ranks=workload.world_size,
         method=method["name"],
         bits=bits,
@@ -218,12 +225,13 @@ def _traced_bits(trace: Trace, workload: Workload, epoch: int, *, rotated: bool)
     tables: list[dict[tuple[int, Direction], tuple[list[BitHistogram], list[BitHistogram]]]] = [
         defaultdict(lambda: ([()] * world, [()] * world)) for _ in range(world)
     ]
-    for row in messages.itertuples(index=False):
-        outgoing, incoming = tables[row.rank][row.layer, Direction(row.direction)]
-        outgoing[row.peer], incoming[row.peer] = _histogram(row.bits_out), _histogram(row.bits_in)
+    for row in messages.to_dict("records"):
+        outgoing, incoming = tables[row["rank"]][row["layer"], Direction(row["direction"])]
+        outgoing[row["peer"]], incoming[row["peer"]] = _histogram(row["bits_out"]), _histogram(row["bits_in"])
     return tuple(
         BitAssignment(
-            {key: ExchangeBits(tuple(outgoing), tuple(incoming)) for key, (outgoing, incoming) in table.items()}, rotated=rotated
+            {key: ExchangeBits(tuple(outgoing), tuple(incoming)) for key, (outgoing, incoming) in table.items()},
+            rotated=rotated,
         )
         for table in tables
     )
@@ -240,7 +248,10 @@ def _peaks(folder: Path) -> tuple[int, ...]:
         return ()
 
 
-STRUCTURE = ["op", "detail", "layer", "direction", "part", "peer", "rows", "nnz", "dim_in", "dim_out", "flops", "bytes_out", "bytes_in", "bits"]  # fmt: skip
+STRUCTURE = [
+    "op", "detail", "layer", "direction", "part", "peer", "rows", "nnz", "dim_in", "dim_out", "flops", "bytes_out", "bytes_in",
+    "bits",
+]  # fmt: skip
 
 
 def structure(operations: Iterable[Operation]) -> list[tuple[Any, ...]]:
@@ -266,7 +277,9 @@ def _check_structure(observation: Observation) -> None:
         traced, expected = traced_structure(observation.spans, rank, observation.epochs[-1]), structure(operations)
         if traced == expected:
             continue
-        different = next((i for i, (a, b) in enumerate(zip(traced, expected, strict=False)) if a != b), min(len(traced), len(expected)))
+        different = next(
+            (i for i, (a, b) in enumerate(zip(traced, expected, strict=False)) if a != b), min(len(traced), len(expected))
+        )
         raise MisuseError(
             f"{observation.folder}: rank {rank}'s trace is not of this version's program (operation {different} of "
             f"{len(expected)} differs); record the run again"
@@ -283,7 +296,7 @@ def observe_all(folders: Sequence[Path]) -> list[Observation]:
         machine = each.trace.manifest.machine
         if (machine.cpu, machine.cores) != (first.cpu, first.cores):
             raise MisuseError(
-                f"{each.folder} was recorded on {machine.cpu} with {machine.cores} cores, {observations[0].folder} on {first.cpu} "
+                f"{each.folder} was recorded on {machine.cpu} with {machine.cores} cores, {observations[0].folder} on {first.cpu} "  # noqa: E501
                 f"with {first.cores}: calibrate each machine by itself"
             )
         if each.configuration.device != observations[0].configuration.device:

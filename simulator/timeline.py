@@ -58,7 +58,10 @@ def write_timeline(
         TraceManifest(
             halocast=halocast.__version__,
             machine=Machine(
-                cpu=costs.machine, cores=costs.host.cores, memory_bytes=costs.memory_bytes, devices=(costs.device,) * scenario.ranks
+                cpu=costs.machine,
+                cores=costs.host.cores,
+                memory_bytes=costs.memory_bytes,
+                devices=(costs.device,) * scenario.ranks,
             ),
             config={**config, "forecast": True},
             seed=0,
@@ -72,7 +75,7 @@ def write_timeline(
     )
 
 
-def _messages(writer: TraceWriter, index: int, operation: Exchange, landed: dict[tuple[int, int], float], start: int, nanoseconds: Any) -> None:  # fmt: skip
+def _messages(writer: TraceWriter, index: int, operation: Exchange, landed: dict[tuple[int, int], float], start: int, nanoseconds: Any) -> None:  # noqa: E501 # fmt: skip
     outgoing = {message.peer: message for message in operation.outgoing}
     incoming = {message.peer: message for message in operation.incoming}
     for peer in sorted({*outgoing, *incoming}):

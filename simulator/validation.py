@@ -86,14 +86,20 @@ class Validation:
 
 
 def validate(
-    observations: Sequence[Observation], *, jobs: int = 1, hold_out_values: bool = True, report: Callable[[str], None] = lambda _: None
+    observations: Sequence[Observation],
+    *,
+    jobs: int = 1,
+    hold_out_values: bool = True,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Validation:
     """Forecast every configuration without its own runs. Raises MisuseError for fewer than `FEWEST` configurations."""
     groups: dict[Configuration, list[Observation]] = defaultdict(list)
     for each in observations:
         groups[each.configuration].append(each)
     if len(groups) < FEWEST:
-        raise MisuseError(f"{len(groups)} configuration(s) to validate on; record {FEWEST} or more, that differ in bits, ranks or links")
+        raise MisuseError(
+            f"{len(groups)} configuration(s) to validate on; record {FEWEST} or more, that differ in bits, ranks or links"
+        )
     report(f"calibrating on all {len(groups)} configurations")
     whole = calibrate(observations, jobs=jobs)
     cores = whole.costs.host.cores
@@ -117,9 +123,7 @@ def validate(
     return Validation(whole, tuple(rows), whole.costs.noise)
 
 
-def _leave_one_out(
-    row: Row, own: Sequence[Observation], others: Sequence[Observation], index: int, whole: Calibration
-) -> None:
+def _leave_one_out(row: Row, own: Sequence[Observation], others: Sequence[Observation], index: int, whole: Calibration) -> None:
     host, network = install(_host_without(others, whole.costs.host), NetworkCosts(), whole.fit.without(index))
     operations = fit_operations(others, host, only=model_keys(own[0]))
     work = work_of(own[0], operations)
@@ -198,11 +202,23 @@ def baselines(
         operations = [each.operations[index] for each, index in exchanges]
         outgoing = np.array([each.work.bytes_out for each in operations], dtype=np.float64)
         incoming = np.array([each.work.bytes_in for each in operations], dtype=np.float64)
-        sizes = {(rank, message.peer): message.bytes for rank, each in enumerate(operations) if isinstance(each, Exchange) for message in each.outgoing}
+        sizes = {
+            (rank, message.peer): message.bytes
+            for rank, each in enumerate(operations)
+            if isinstance(each, Exchange)
+            for message in each.outgoing
+        }
         seconds = {
             "port bound": float(max(outgoing.max(), incoming.max())) / rate,
             "line per pair": sum(
-                max((alpha + beta * sizes[rank, (rank + step) % ranks] for rank in range(ranks) if (rank, (rank + step) % ranks) in sizes), default=0.0)
+                max(
+                    (
+                        alpha + beta * sizes[rank, (rank + step) % ranks]
+                        for rank in range(ranks)
+                        if (rank, (rank + step) % ranks) in sizes
+                    ),
+                    default=0.0,
+                )
                 for step in range(1, ranks)
             ),
             "uniform all-to-all": float(outgoing.sum()) / ranks / rate,
@@ -298,7 +314,10 @@ def order_kept(rows: Sequence[Row], noise: float) -> tuple[int, int]:
     """
     right = total = 0
     for first, second in combinations(rows, 2):
-        if (first.configuration.fingerprint, first.configuration.model) != (second.configuration.fingerprint, second.configuration.model):
+        if (first.configuration.fingerprint, first.configuration.model) != (
+            second.configuration.fingerprint,
+            second.configuration.model,
+        ):
             continue
         margin = 2.0 * noise * np.sqrt(1.0 / len(first.runs) + 1.0 / len(second.runs))
         difference = np.log(first.measured / second.measured)
@@ -321,4 +340,3 @@ def component_errors(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
 def memory_errors(rows: Sequence[Row]) -> Floats:
     """Signed relative errors of every rank's peak."""
     return np.array([forecast / measured - 1.0 for row in rows for measured, forecast in row.peaks])
-

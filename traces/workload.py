@@ -209,12 +209,14 @@ class Workload:
 
     def view(self, rank: int, bits: BitAssignment | None = None) -> RankView:
         """What programs see of `rank`, whose messages are `bits` wide where the method quantises them."""
-        return RankView(
-            rank, self.world_size, self.layers, self.parts[rank], self.exact, self.value_bytes, self.overlap, bits
-        )
+        return RankView(rank, self.world_size, self.layers, self.parts[rank], self.exact, self.value_bytes, self.overlap, bits)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "layers": [asdict(layer) for layer in self.layers], "parts": [part.to_json() for part in self.parts]}
+        return {
+            **asdict(self),
+            "layers": [asdict(layer) for layer in self.layers],
+            "parts": [part.to_json() for part in self.parts],
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Workload:

@@ -16,11 +16,15 @@ DENSE_FROM = 0.05
 """Share of stored values from which aggregated rows are kept dense: a dense product is about 20 times faster a value."""
 
 
-def with_aggregated_features(graph: Graph, shards: ShardSet, parts: Sequence[PartStatistics], *, self_loop: bool) -> list[PartStatistics]:
+def with_aggregated_features(
+    graph: Graph, shards: ShardSet, parts: Sequence[PartStatistics], *, self_loop: bool
+) -> list[PartStatistics]:
     """The statistics with the stored values of ÂX by part, where it stays sparse; as they are otherwise."""
     if isinstance(graph.features, np.ndarray):
         return list(parts)
-    features = sp.csr_matrix((np.ones(graph.features.nnz, dtype=np.float32), graph.features.indices, graph.features.indptr), graph.features.shape)
+    features = sp.csr_matrix(
+        (np.ones(graph.features.nnz, dtype=np.float32), graph.features.indices, graph.features.indptr), graph.features.shape
+    )
     ones = np.ones(len(graph.indices), dtype=np.float32)
     adjacency = sp.csr_matrix((ones, graph.indices, graph.indptr), shape=(graph.nodes, graph.nodes))
     if self_loop:

@@ -19,7 +19,7 @@ CRASHED = 1
 
 app = App(
     name="halocast",
-    help="Train a graph neural network on a whole graph across many devices, record what it did, forecast what it would have done.",
+    help="Train a graph neural network on a whole graph across many devices, record it, forecast what else it might do.",
     version=__version__,
     help_format="rst",
     help_epilogue="--debug, with any command, adds the traceback to an error.",

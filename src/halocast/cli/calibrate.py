@@ -60,14 +60,16 @@ def calibrate(*runs: Path, out: Path, force: Flag = False, jobs: int = 0, json: 
     }
     console.document(document)
     console.result(
-        f"{len(observations)} runs of {len(errors)} configurations on {costs.machine}: {len(costs.operations)} models of operations"
+        f"{len(observations)} runs of {len(errors)} configurations on {costs.machine}: {len(costs.operations)} models of operations"  # noqa: E501
     )
     console.result(
-        f"  left out one by one, configurations are forecast to {100 * middle:.1f} % (median), {100 * errors[-1]:.1f} % at worst; "
+        f"  left out one by one, configurations are forecast to {100 * middle:.1f} % (median), {100 * errors[-1]:.1f} % at worst; "  # noqa: E501
         f"repeats scatter by {100 * costs.noise:.1f} %"
     )
     for note in costs.notes:
         console.result(f"  note: {note}")
     graph = next(iter(costs.calibrated.graphs.values()))
-    console.closing({"costs": str(out)}, f"halocast forecast {out} --data {graph} --ranks 4 --method adaqp --bits 4 --link 200mbit")
+    console.closing(
+        {"costs": str(out)}, f"halocast forecast {out} --data {graph} --ranks 4 --method adaqp --bits 4 --link 200mbit"
+    )
     return 0

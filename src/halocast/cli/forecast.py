@@ -91,7 +91,13 @@ def forecast(
         shutil.rmtree(out / "trace", ignore_errors=True)
         trace = out / "trace"
         write_timeline(
-            trace, known, asked.scenario, simulation, nodes=asked.nodes, edges=asked.edges, config=config.model_dump(mode="json")
+            trace,
+            known,
+            asked.scenario,
+            simulation,
+            nodes=asked.nodes,
+            edges=asked.edges,
+            config=config.model_dump(mode="json"),
         )
         path = out / "forecast.json"
         path.write_text(serializer.dumps(answer.to_json(), indent=1) + "\n")
@@ -120,6 +126,8 @@ def forecast(
         console.result(f"  extrapolated: {reason}")
     if len(answer.extrapolated) > SHOWN_REASONS:
         console.result(f"  extrapolated: {len(answer.extrapolated) - SHOWN_REASONS} more (see --json)")
-    following = f"halocast export {out} --to perfetto" if out is not None else f"halocast forecast {costs} --data {data} --out forecast"
+    following = (
+        f"halocast export {out} --to perfetto" if out is not None else f"halocast forecast {costs} --data {data} --out forecast"
+    )
     console.closing(files, following)
     return 0

@@ -105,7 +105,9 @@ def _widths(
     if bits_from is not None:
         run = observe(bits_from)
         if run.configuration.method != config.method.name:
-            raise MisuseError(f"--bits-from {bits_from}: a run of method {run.configuration.method}, whose messages have no widths to take")
+            raise MisuseError(
+                f"--bits-from {bits_from}: a run of method {run.configuration.method}, whose messages have no widths to take"
+            )
         note = f"widths in the shares of {bits_from.name} ({run.configuration.ranks} ranks)"
         return assign_shares(workload, width_shares(run.bits)), (note,)
     text = "adaptive" if config.method.bits is None else str(config.method.bits).removeprefix("uniform:")
@@ -114,7 +116,7 @@ def _widths(
     if not text.isdigit() or int(text) not in WIDTHS:
         if text in ("adaptive", "random"):
             raise MisuseError(
-                f"--bits {text}: which widths that gives shows only in training; forecast a width ({', '.join(map(str, WIDTHS))}), "
+                f"--bits {text}: which widths that gives shows only in training; forecast a width ({', '.join(map(str, WIDTHS))}), "  # noqa: E501
                 "or take a run's with --bits-from RUN"
             )
         raise MisuseError(f"--bits {text} is no width; allowed: {', '.join(map(str, WIDTHS))}")

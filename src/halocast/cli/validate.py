@@ -40,9 +40,7 @@ def validate(
     folders = find_runs(runs)
     console.note(f"reading {len(folders)} runs ...")
     observations = observe_all(folders)
-    validation = compare(
-        observations, jobs=jobs or os.cpu_count() or 1, hold_out_values=hold_out_values, report=console.note
-    )
+    validation = compare(observations, jobs=jobs or os.cpu_count() or 1, hold_out_values=hold_out_values, report=console.note)
     paths = {kind: str(path) for kind, path in write_validation(validation, out).items()}
     console.document({**validation_document(validation), "files": paths})
     for regime, rows in regimes(validation.rows).items():

@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 import torch.distributed.checkpoint as dcp
 
-from halocast.runtime.memory import walk
 from halocast.runtime.programs.full import FullGraph
+from halocast.traces.buffers import walk
 from halocast.traces.trace import read_trace
 from halocast.traces.workload import PartStatistics, RankView
 

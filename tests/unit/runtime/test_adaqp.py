@@ -17,10 +17,10 @@ from tests.support.threads import ThreadTransport, run_ranks
 from halocast.errors import MisuseError, RunError
 from halocast.runtime.config import RunConfig
 from halocast.runtime.exchange.quantized import MessageWidths
-from halocast.runtime.memory import walk
 from halocast.runtime.programs.adaqp import AdaQP, exchange_shapes, uniform_bits
 from halocast.runtime.programs.full import FullGraph
 from halocast.runtime.session import RankSession, build_session
+from halocast.traces.buffers import walk
 from halocast.traces.operations import Aggregate, Dequantize, Direction, Exchange, Operation, Part, Quantize, Wait
 from halocast.traces.wire import WIDTHS, message_bytes
 

@@ -10,8 +10,8 @@ import pytest
 from tests.support.graphs import CLASSES, FEATURES, Case, random_case
 from tests.support.sessions import run_config, train_one_epoch
 
-from halocast.runtime.memory import walk
 from halocast.runtime.programs.full import FullGraph
+from halocast.traces.buffers import walk
 from halocast.traces.operations import Exchange
 
 SAVINGS = ("aggregate_features_once", "transform_first", "labelled_gradients_only", "keep_halo_features")

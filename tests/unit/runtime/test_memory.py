@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halocast.runtime.memory import ALIGNMENT, Arena, plan_arena, summarize
+from halocast.runtime.memory import Arena
+from halocast.traces.buffers import ALIGNMENT, plan_arena, summarize
 from halocast.traces.operations import Free, Keep, Operation, Work
 
 

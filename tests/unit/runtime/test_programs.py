@@ -10,9 +10,9 @@ import pytest
 from tests.support.graphs import random_case
 from tests.support.sessions import largest_relative_error, run_config, train_one_epoch
 
-from halocast.runtime.memory import walk
 from halocast.runtime.programs import METHODS
 from halocast.runtime.programs.full import FullGraph, LayerProgram, describe_layers
+from halocast.traces.buffers import walk
 from halocast.traces.operations import Direction, Exchange, Loss, Operation, Part, Program, Stage, Step, Wait, Work
 from halocast.traces.workload import ExactSavings, PartStatistics, RankView
 

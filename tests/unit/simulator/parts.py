@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from halocast.traces.workload import ExactSavings, LayerSpec, PartStatistics, Workload
@@ -12,7 +14,12 @@ def layer(dim_in: int, dim_out: int, *, last: bool = False) -> LayerSpec:
 
 
 def workload(
-    rows: np.ndarray, *, own: int = 100, dims: tuple[int, ...] = (16, 16, 4), exact: ExactSavings | None = None, overlap: bool = True
+    rows: np.ndarray,
+    *,
+    own: int = 100,
+    dims: tuple[int, ...] = (16, 16, 4),
+    exact: ExactSavings | None = None,
+    overlap: bool = True,
 ) -> Workload:
     """`rows` [ranks, ranks]: how many rows rank i sends rank j; every rank owns `own` nodes, half of them marginal."""
     ranks = len(rows)
@@ -32,7 +39,7 @@ def workload(
         )
         for rank in range(ranks)
     )
-    layers = tuple(layer(a, b, last=index == len(dims) - 2) for index, (a, b) in enumerate(zip(dims, dims[1:], strict=False)))
+    layers = tuple(layer(a, b, last=index == len(dims) - 2) for index, (a, b) in enumerate(pairwise(dims)))
     return Workload(layers, parts, exact or ExactSavings.none(), overlap=overlap)
 
 

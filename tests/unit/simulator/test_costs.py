@@ -91,7 +91,9 @@ def test_the_most_particular_model_prices_an_operation():
 
 def test_work_beyond_the_range_is_marked():
     operation = aggregate(10, 10**9)
-    assert "outside the calibrated range" in costs(**{class_of(operation): model(constant=1.0)}).price(operation, "x").extrapolated
+    assert (
+        "outside the calibrated range" in costs(**{class_of(operation): model(constant=1.0)}).price(operation, "x").extrapolated
+    )
 
 
 def test_an_operation_that_no_run_did_is_refused():
@@ -107,7 +109,12 @@ def test_costs_survive_the_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "is not a cost file"), ("[]", "costs of version None"), ('{"version": 99}', "costs of version 99"), ('{"version": 1}', "Field required")],
+    [
+        ("", "is not a cost file"),
+        ("[]", "costs of version None"),
+        ('{"version": 99}', "costs of version 99"),
+        ('{"version": 1}', "Field required"),
+    ],
 )
 def test_a_bad_cost_file_is_one_line(tmp_path, content, message):
     path = tmp_path / "costs.json"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.simulator.parts import all_to_all, workload
 
 from halocast.runtime.programs.adaqp import AdaQP, uniform_bits
 from halocast.runtime.programs.full import FullGraph
@@ -13,7 +14,6 @@ from halocast.simulator.network import star
 from halocast.simulator.observations import executed, structure
 from halocast.traces.operations import Aggregate, AllReduce, Dequantize, Exchange, Transform, Wait
 from halocast.traces.workload import ExactSavings
-from tests.unit.simulator.parts import all_to_all, workload
 
 FREE = NetworkCosts(
     efficiency=1.0, latency=0.0, send_seconds=0.0, receive_seconds=0.0, byte_seconds=0.0, reduce_step_seconds=0.0,
@@ -31,7 +31,9 @@ def programs(load, method=None, bits=None):
     return [method.epoch(view) for view in views]
 
 
-def run(load, price=lambda operation: 0.0, *, rate=RATE, bits=None, network=FREE, host=IDEAL, hosts=None, topology=None, **options):
+def run(
+    load, price=lambda operation: 0.0, *, rate=RATE, bits=None, network=FREE, host=IDEAL, hosts=None, topology=None, **options
+):
     work = [lower(program, price) for program in programs(load, bits=bits)]
     return simulate(work, Machine(topology or star(load.world_size, rate), host, network, hosts=hosts), **options)
 

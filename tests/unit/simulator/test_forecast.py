@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from halocast.errors import MisuseError
-from halocast.runtime.memory import walk
 from halocast.runtime.programs import METHODS
 from halocast.simulator.forecast import (
     Scenario,
@@ -18,6 +17,7 @@ from halocast.simulator.forecast import (
 )
 from halocast.simulator.observations import structure, traced_structure
 from halocast.simulator.timeline import write_timeline
+from halocast.traces.buffers import walk
 from halocast.traces.operations import Exchange
 from halocast.traces.trace import read_trace
 
@@ -25,7 +25,12 @@ from halocast.traces.trace import read_trace
 def scenario_of(observation, **changes):
     configuration = observation.configuration
     scenario = Scenario(
-        configuration.graph, configuration.fingerprint, observation.workload, configuration.method, observation.bits, configuration.link
+        configuration.graph,
+        configuration.fingerprint,
+        observation.workload,
+        configuration.method,
+        observation.bits,
+        configuration.link,
     )
     return replace(scenario, **changes)
 

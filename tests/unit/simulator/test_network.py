@@ -60,7 +60,9 @@ def test_a_slow_port_is_what_its_messages_wait_for():
 
 
 def test_an_oversubscribed_trunk_bounds_what_leaves_its_switch():
-    topology = cluster(4, 1, port_rate=100.0, inside_rate=1e6, latency=0.0, latency_inside=0.0, hosts_per_switch=2, oversubscription=4.0)
+    topology = cluster(
+        4, 1, port_rate=100.0, inside_rate=1e6, latency=0.0, latency_inside=0.0, hosts_per_switch=2, oversubscription=4.0
+    )
     between = transfer(topology, [(0, 2, 100.0, 0.0), (1, 3, 100.0, 0.0)])
     assert between == [pytest.approx(200.0 / 50.0)] * 2  # a trunk of 2 × 100 / 4
     within = transfer(topology, [(0, 1, 100.0, 0.0)])
@@ -121,7 +123,11 @@ def test_rates_are_max_min_fair(data):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.floats(1.0, 1000.0), st.floats(0.0, 5.0)), min_size=1, max_size=8))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 3), st.floats(1.0, 1000.0), st.floats(0.0, 5.0)), min_size=1, max_size=8
+    )
+)
 def test_more_bandwidth_is_never_slower(flows):
     flows = [(source, target, size, start) for source, target, size, start in flows if source != target]
     if flows:

@@ -4,11 +4,11 @@ import json
 import shutil
 
 import pytest
+from tests.unit.simulator.conftest import SAMPLES
 
 from halocast.errors import MisuseError
 from halocast.simulator.calibrate import calibrate, work_of
 from halocast.simulator.observations import find_runs, observe, observe_all, parse_link, structure, traced_structure
-from tests.unit.simulator.conftest import SAMPLES
 
 
 @pytest.fixture
@@ -42,7 +42,9 @@ def test_the_simulated_bytes_are_the_traced_ones(samples, calibration):
         spans = observation.spans
         traced = spans[(spans["op"] == "Exchange") & (spans["epoch"] == observation.epochs[-1])]["bytes_out"].sum()
         work = work_of(observation, calibration.costs.operations)
-        assert traced == sum(each.work.bytes_out for rank in work for each in rank.operations if type(each).__name__ == "Exchange")
+        assert traced == sum(
+            each.work.bytes_out for rank in work for each in rank.operations if type(each).__name__ == "Exchange"
+        )
 
 
 def test_repeats_are_one_configuration(samples):
@@ -64,13 +66,13 @@ def test_a_folder_without_runs_says_so(tmp_path):
 
 def test_runs_of_two_machines_are_refused(copied):
     edit_manifest(copied[1], lambda document: document["machine"].update(cores=96))
-    with pytest.raises(MisuseError, match="with 96 cores.*calibrate each machine by itself"):
+    with pytest.raises(MisuseError, match=r"with 96 cores.*calibrate each machine by itself"):
         observe_all(copied)
 
 
 def test_runs_of_two_devices_are_refused(copied):
     edit_manifest(copied[1], lambda document: document["machine"].update(devices=["cuda:0 NVIDIA H200"] * 4))
-    with pytest.raises(MisuseError, match="NVIDIA H200.*calibrate each device by itself"):
+    with pytest.raises(MisuseError, match=r"NVIDIA H200.*calibrate each device by itself"):
         observe_all(copied)
 
 

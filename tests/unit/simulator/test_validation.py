@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from tests.unit.simulator.conftest import SAMPLES
 
 from halocast.cli import run
 from halocast.errors import MisuseError
 from halocast.simulator.observations import Configuration
 from halocast.simulator.validation import BASELINES, Row, coverage, order_kept, summarise, validate
-from tests.unit.simulator.conftest import SAMPLES
 
 
 def row(name: str, measured: float, forecast: float, ranks: int = 2) -> Row:
