@@ -91,6 +91,8 @@ def record(configuration: Configuration, graph: Path | str, epochs: int, target:
     for leftover in ("checkpoints", "logs"):
         shutil.rmtree(building / leftover, ignore_errors=True)
     (building / "job.json").unlink(missing_ok=True)
+    result = building / "result.json"
+    result.write_text(result.read_text().replace(f"{Path.cwd()}/", "").replace(building.name, target.name))
     building.rename(target)
 
 

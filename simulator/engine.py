@@ -374,7 +374,9 @@ class _Run:
             arrival = _event(handed, environment, (before, step))
             if not arrival.processed:
                 yield arrival
-            yield environment.timeout(network.latency + self.fabric.delay(before, rank, chunk))
+            same = self.machine.topology.host[before] == self.machine.topology.host[rank]
+            latency = self.machine.topology.latency_inside if same else self.machine.topology.latency
+            yield environment.timeout(network.latency + latency + self.fabric.delay(before, rank, chunk))
         self._complete(self.flights[key][rank], -1)
 
 

@@ -221,9 +221,8 @@ class Fabric:
                 if flow.path == path and flow.rate > 0.0:
                     queued = max(queued, flow.left / flow.rate)
             if self.topology.queue_seconds:
-                waiting = (
-                    sum(flow.left for flow in self._flows if not set(flow.path).isdisjoint(path[:1] + path[3:])) / narrowest
-                )
+                ports = {resource for resource in path if np.isfinite(capacity[resource])}
+                waiting = sum(flow.left for flow in self._flows if not ports.isdisjoint(flow.path)) / narrowest
                 queued = max(queued, min(waiting, self.topology.queue_seconds))
         return float(queued + size / narrowest)
 

@@ -27,7 +27,7 @@ def test_errors_are_relative_and_signed():
 
 
 def test_order_counts_pairs_of_one_graph_that_differ_by_more_than_the_noise():
-    rows = [row("a", 1.0, 1.0, 2), row("a", 2.0, 0.9, 4), row("a", 1.001, 5.0, 8), row("b", 9.0, 0.1)]
+    rows = [row("a", 1.0, 1.0, 2), row("a", 2.0, 0.9, 4), row("a", 1.001, 0.5, 8), row("b", 9.0, 0.1)]
     assert order_kept(rows, noise=0.01) == (1, 2)  # 1.0 and 1.001 are one to the noise, b is another graph
 
 
