@@ -68,8 +68,9 @@ def calibrate(*runs: Path, out: Path, force: Flag = False, jobs: int = 0, json: 
     )
     for note in costs.notes:
         console.result(f"  note: {note}")
-    graph = next(iter(costs.calibrated.graphs.values()))
+    example = folders[0] / "config.toml"
+    data = str(example) if example.is_file() else next(iter(costs.calibrated.graphs.values()))
     console.closing(
-        {"costs": str(out)}, f"halocast forecast {out} --data {graph} --ranks 4 --method adaqp --bits 4 --link 200mbit"
+        {"costs": str(out)}, f"halocast forecast {out} --data {data} --ranks 4 --method adaqp --bits 4 --link 200mbit"
     )
     return 0
