@@ -14,6 +14,7 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from joblib import Parallel, delayed
 from scipy.optimize import nnls
 
@@ -65,35 +66,46 @@ def utilisation(observation: Observation) -> float:
     return busy_seconds(observation) / observation.seconds / observation.trace.manifest.machine.cores
 
 
-def fit_idleness(observations: Sequence[Observation], host: HostCosts) -> HostCosts:
-    """How CPU times fall as the host gets busier: the slope of the runs' mean log ratio to one common model."""
+def fit_speed(observations: Sequence[Observation]) -> tuple[HostCosts, dict[Observation, float]]:
+    """How a run's CPU times compare with what the same work costs in all runs: (host, slowness by run).
+
+    CPU time is not a constant of the work. Part of the difference is the run's own: hosts that mostly wait compute more slowly
+    (`idleness`, the slope over utilisation). The rest is the machine's at that hour (`slowness`, geometric mean 1).
+    """
     busy = np.array([utilisation(each) for each in observations])
-    host = host.model_copy(update={"idleness": 0.0, "reference_utilisation": float(busy.mean())})
-    if len(observations) < ENOUGH_WORKS or busy.std() < LEAST_SPREAD:
-        return host
-    for _ in range(3):  # the common model and the slope settle together
-        models = fit_operations(observations, host)
-        ratios = []
-        for each in observations:
-            predicted = sum(float(work.seconds.sum()) for work in work_of(each, models))
-            ratios.append(np.log(busy_seconds(each) / predicted))
-        slope = -float(np.polyfit(busy, ratios, 1)[0])
-        host = host.model_copy(update={"idleness": max(0.0, slope)})
-    return host
+    host = HostCosts(cores=observations[0].trace.manifest.machine.cores, reference_utilisation=float(busy.mean()))
+    slowness = dict.fromkeys(observations, 1.0)
+    for _ in range(4):  # the common model, the slope and the runs' own factors settle together
+        models = fit_operations(observations, host, slowness)
+        ratios = np.array([slowness_of(each, models) for each in observations])
+        if len(observations) >= ENOUGH_WORKS and busy.std() >= LEAST_SPREAD:
+            host = host.model_copy(update={"idleness": max(0.0, -float(np.polyfit(busy, np.log(ratios), 1)[0]))})
+        own = np.log(ratios) - np.log([host.inflation(each) for each in busy])
+        slowness = dict(zip(observations, np.exp(own - own.mean()).tolist(), strict=True))
+    return host.model_copy(update={"slowness_spread": float(np.std(np.log(list(slowness.values()))))}), slowness
+
+
+def slowness_of(observation: Observation, operations: Mapping[str, LinearCost]) -> float:
+    """CPU time of a run's operations over the models'."""
+    return busy_seconds(observation) / sum(float(work.seconds.sum()) for work in work_of(observation, operations))
 
 
 def fit_operations(
-    observations: Sequence[Observation], host: HostCosts, *, only: Container[str] | None = None
+    observations: Sequence[Observation],
+    host: HostCosts,
+    slowness: Mapping[Observation, float],
+    *,
+    only: Container[str] | None = None,
 ) -> dict[str, LinearCost]:
     """Models by class, by "graph / class" and by kind; samples are medians over a run's epochs, by rank and operation.
 
-    Times are those at the host's reference utilisation. `only` says which models are wanted (all by default).
+    Times are those at the host's reference utilisation and usual speed. `only` says which models are wanted (all by default).
     """
     samples: dict[str, list[_Sample]] = defaultdict(list)
     for observation in observations:
-        slowness = host.inflation(utilisation(observation))
+        factor = host.inflation(utilisation(observation)) * slowness[observation]
         for (name, kind, values), seconds in _measured_operations(observation):
-            sample = _Sample(values, seconds / slowness)
+            sample = _Sample(values, seconds / factor)
             for key in dict.fromkeys((f"{observation.configuration.fingerprint[:12]}/{name}", name, kind)):
                 if only is None or key in only:
                     samples[key].append(sample)
@@ -152,14 +164,13 @@ def fit_linear(samples: Sequence[_Sample]) -> LinearCost:
     )
 
 
-def fit_host(observations: Sequence[Observation]) -> HostCosts:
-    """What lies between operations and between epochs; contention comes later."""
-    gap, recording, others, first = (float(np.median(each)) for each in zip(*map(_pauses, observations), strict=True))
-    return HostCosts(
-        cores=observations[0].trace.manifest.machine.cores,
-        gap_seconds=gap,
-        epoch_seconds=max(0.0, recording),
-        first_rank_seconds=max(0.0, first - others),
+def fit_pauses(observations: Sequence[Observation], host: HostCosts, slowness: Mapping[Observation, float]) -> HostCosts:
+    """What lies between operations and between epochs, at the host's usual speed."""
+    pauses = np.array([_pauses(each) for each in observations])
+    factors = [host.inflation(utilisation(each)) * slowness[each] for each in observations]
+    gap, recording, others, first = np.median(pauses / np.array(factors)[:, None], axis=0).tolist()
+    return host.model_copy(
+        update={"gap_seconds": gap, "epoch_seconds": max(0.0, recording), "first_rank_seconds": max(0.0, first - others)}
     )
 
 
@@ -167,20 +178,20 @@ def fit_host(observations: Sequence[Observation]) -> HostCosts:
 def _pauses(observation: Observation) -> tuple[float, float, float, float]:
     """Seconds between two operations, of an epoch after rank 0's last one, and between epochs on other ranks and on rank 0."""
     spans = observation.spans.sort_values(["rank", "epoch", "index"])
-    start, end = spans["start_ns"].to_numpy(), (spans["start_ns"] + spans["wall_ns"]).to_numpy()
-    rank, epoch = spans["rank"].to_numpy(), spans["epoch"].to_numpy()
-    pause = (start[1:] - end[:-1]) / 1e9
-    inside = (rank[1:] == rank[:-1]) & (epoch[1:] == epoch[:-1])
-    between = (rank[1:] == rank[:-1]) & (epoch[1:] == epoch[:-1] + 1)
+    end = spans["start_ns"] + spans["wall_ns"]
+    groups = [spans["rank"], spans["epoch"]]
+    inside = (spans["start_ns"] - end.groupby(groups).shift()) / 1e9
+    # of each place in the program the median: what preempted a rank once is not the program's; then the mean over places
+    gap = float(inside.groupby([spans["rank"], spans["index"]]).median().mean())
+    extent = pd.DataFrame({"start": spans["start_ns"].groupby(groups).min(), "end": end.groupby(groups).max()}) / 1e9
+    between = (extent["start"].groupby("rank").shift(-1) - extent["end"]).dropna()
+    recording = observation.epoch_seconds - (extent["end"] - extent["start"]).loc[0].loc[list(observation.epochs)].to_numpy()
+    is_first = between.index.get_level_values("rank") == 0
 
-    def median(chosen: npt.NDArray[np.bool_]) -> float:
-        return float(np.median(pause[chosen])) if chosen.any() else 0.0
+    def median(values: pd.Series[float]) -> float:
+        return float(values.median()) if len(values) else 0.0
 
-    recording = []
-    for number, seconds in zip(observation.epochs, observation.epoch_seconds, strict=True):
-        mine = (rank == 0) & (epoch == number)
-        recording.append(seconds - (end[mine].max() - start[mine].min()) / 1e9)
-    return median(inside), float(np.median(recording)), median(between & (rank[1:] != 0)), median(between & (rank[1:] == 0))
+    return gap, float(np.median(recording)), median(between[~is_first]), median(between[is_first])
 
 
 # -- simulating what was measured -------------------------------------------------------------------------------
@@ -272,9 +283,13 @@ class Target:
     epoch: float
     components: Floats
     """[`COMPONENTS`] mean over ranks."""
+    slowness: float
+    """Of the machine while it was measured."""
 
 
-def targets(observations: Sequence[Observation], operations: Mapping[str, LinearCost]) -> list[Target]:
+def targets(
+    observations: Sequence[Observation], operations: Mapping[str, LinearCost], slowness: Mapping[Observation, float]
+) -> list[Target]:
     """One target a configuration."""
     grouped: dict[Configuration, list[Observation]] = defaultdict(list)
     for observation in observations:
@@ -282,8 +297,10 @@ def targets(observations: Sequence[Observation], operations: Mapping[str, Linear
     found = []
     for configuration, repeats in grouped.items():
         components = np.mean([measured_components(each) for each in repeats], axis=0)
-        epoch = float(np.exp(np.mean(np.log([each.seconds for each in repeats]))))
-        found.append(Target(configuration, work_of(repeats[0], operations), epoch, components))
+        epoch, slow = (
+            float(np.exp(np.mean(np.log(values)))) for values in zip(*((each.seconds, slowness[each]) for each in repeats), strict=True)
+        )
+        found.append(Target(configuration, work_of(repeats[0], operations), epoch, components, slow))
     return found
 
 
@@ -313,6 +330,7 @@ def simulated_components(simulation: Simulation) -> Floats:
 
 def errors_of(target: Target, host: HostCosts, network: NetworkCosts) -> Floats:
     """[1 + components] log of simulated over measured epoch time, then each component's error as a share of the epoch."""
+    host = host.model_copy(update={"slowness": target.slowness})
     simulation = resimulate(target.configuration, target.work, host, network)
     epoch = float(np.log(simulation.epoch_seconds / target.epoch))
     return np.concatenate([[epoch], (simulated_components(simulation) - target.components) / target.epoch])
@@ -401,9 +419,10 @@ def huber(residuals: Floats, bend: float = 2.0) -> Floats:
 def calibrate(observations: Sequence[Observation], *, jobs: int = 1) -> Calibration:
     """Fit everything. Raises MisuseError for runs that cannot be calibrated together."""
     _check_graphs(observations)
-    host = fit_idleness(observations, fit_host(observations))
-    operations = fit_operations(observations, host)
-    found = targets(observations, operations)
+    host, slowness = fit_speed(observations)
+    host = fit_pauses(observations, host, slowness)
+    operations = fit_operations(observations, host, slowness)
+    found = targets(observations, operations, slowness)
     whole = fit_whole_runs(found, host, NetworkCosts(), jobs=jobs)
     errors = left_out_errors(found, whole, host)
     host, network = install(host, NetworkCosts(), whole.logs)

@@ -139,6 +139,10 @@ class HostCosts(Record):
     """How much more CPU time the same work takes on an idle host than on a busy one, as a logarithm (clock rate, caches
     gone cold): times exp(idleness × (reference_utilisation − utilisation))."""
     reference_utilisation: float = 0.5
+    slowness: float = 1.0
+    """CPU time over that of the cost models: 1 for the machine as it usually was, more while something else slows it."""
+    slowness_spread: float = 0.0
+    """Standard deviation of log(slowness) between calibration runs: neighbours on the same host, clock rates."""
     slice_seconds: float = 3e-3
     balance_seconds: float = 1e-3
     shared: float = 0.0
@@ -148,8 +152,8 @@ class HostCosts(Record):
     """Mean length of a stall; lengths are exponential."""
 
     def inflation(self, utilisation: float) -> float:
-        """CPU time at that utilisation (of all cores, by the ranks' own operations) over the time at the reference."""
-        return float(np.exp(self.idleness * (self.reference_utilisation - min(max(utilisation, 0.0), 1.0))))
+        """CPU time at that utilisation (of all cores, by the ranks' own operations) over the cost models'."""
+        return self.slowness * float(np.exp(self.idleness * (self.reference_utilisation - min(max(utilisation, 0.0), 1.0))))
 
     @property
     def scheduling(self) -> Scheduling:

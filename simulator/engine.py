@@ -203,7 +203,7 @@ class _Run:
         self.threads = [_TransportThread(cores) for cores in self.cores]
         self.flights: dict[Key, dict[int, _Flight]] = {}
         self.handed: dict[Key, dict[tuple[int, int], simpy.Event]] = {}
-        self.slowness = [1.0] * len(work)
+        self.slowness = [machine.host.slowness] * len(work)
         self.demand = self._demand()
         self.timelines = [RankTimeline(np.zeros(len(each.operations)), np.zeros(len(each.operations))) for each in work]
 
@@ -227,13 +227,13 @@ class _Run:
     def _rank(self, rank: int) -> Generator[simpy.Event, Any, None]:
         environment, host, network = self.environment, self.machine.host, self.machine.network
         work, timeline, cores, thread = self.work[rank], self.timelines[rank], self.cores[rank], self.mains[rank]
-        between = host.epoch_seconds
         stalls = _Stalls(host, self.seed, rank) if self.machine.hosts is not None and host.stall_rate > 0.0 else None
-        slowness = 1.0
+        slowness = host.slowness
         for epoch in range(self.epochs):
             is_last, counts = epoch == self.epochs - 1, epoch >= UNCOUNTED_EPOCHS
             timeline.begin = environment.now
             costs, gap = (work.seconds * slowness).tolist(), host.gap_seconds * slowness
+            between = host.epoch_seconds * slowness
             self.slowness[rank] = slowness
             open_flights: dict[int, _Flight] = {}
             pending, first, woken = 0.0, 0, -1
@@ -278,7 +278,7 @@ class _Run:
             if host.idleness and timeline.end > timeline.begin:
                 slowness = host.inflation(self.demand[rank] * slowness / (timeline.end - timeline.begin))
             if rank == 0 and host.first_rank_seconds and not is_last:
-                yield cores.run(thread, host.first_rank_seconds)
+                yield cores.run(thread, host.first_rank_seconds * slowness)
 
     @staticmethod
     def _note(
@@ -376,7 +376,8 @@ class _Run:
                 yield arrival
             same = self.machine.topology.host[before] == self.machine.topology.host[rank]
             latency = self.machine.topology.latency_inside if same else self.machine.topology.latency
-            yield environment.timeout(network.latency + latency + self.fabric.delay(before, rank, chunk))
+            yield environment.timeout(network.latency + latency)
+            yield self.fabric.follow(before, rank, chunk)
         self._complete(self.flights[key][rank], -1)
 
 

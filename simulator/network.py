@@ -208,23 +208,36 @@ class Fabric:
         self._solve_soon()
         return done
 
-    def delay(self, source: int, target: int, size: float) -> float:
-        """How long a small message takes that is not worth a flow: the queue before it, then its own bytes."""
+    def follow(self, source: int, target: int, size: float) -> simpy.Event:
+        """A small message that is not worth a flow; the event fires when it has arrived.
+
+        It goes behind the flows of its own connection, waits in the ports' queues, then takes its own bytes' time.
+        """
         path, capacity = self.topology.path(source, target), self.topology.capacity
         narrowest = min(capacity[resource] for resource in path)
-        if np.isinf(narrowest):
+        own = 0.0 if np.isinf(narrowest) else float(size / narrowest)
+        ahead = next((flow for flow in reversed(self._flows) if flow.path == path), None)
+        if ahead is None:
+            return self.environment.timeout(own + self._queue(path, narrowest))
+        arrived = self.environment.event()
+
+        def through(_: simpy.Event) -> None:
+            timeout = self.environment.timeout(own)
+            assert timeout.callbacks is not None
+            timeout.callbacks.append(lambda _: arrived.succeed())
+
+        assert ahead.done.callbacks is not None
+        ahead.done.callbacks.append(through)
+        return arrived
+
+    def _queue(self, path: Sequence[int], narrowest: float) -> float:
+        """Seconds that a packet waits in the shaped ports on its way: until what fills them has drained, at most as long as they queue."""
+        if not self.topology.queue_seconds or not self._flows:
             return 0.0
-        queued = 0.0
-        if self._flows:
-            self._advance()
-            for flow in self._flows:  # of the same connection: it goes first
-                if flow.path == path and flow.rate > 0.0:
-                    queued = max(queued, flow.left / flow.rate)
-            if self.topology.queue_seconds:
-                ports = {resource for resource in path if np.isfinite(capacity[resource])}
-                waiting = sum(flow.left for flow in self._flows if not ports.isdisjoint(flow.path)) / narrowest
-                queued = max(queued, min(waiting, self.topology.queue_seconds))
-        return float(queued + size / narrowest)
+        self._advance()
+        ports = {resource for resource in path if np.isfinite(self.topology.capacity[resource])}
+        waiting = sum(flow.left for flow in self._flows if not ports.isdisjoint(flow.path)) / narrowest
+        return min(waiting, self.topology.queue_seconds)
 
     def _take_credit(self, path: Sequence[int], size: float) -> float:
         """Bytes that pass unshaped: what the emptiest bucket on the way holds. A bucket fills while its link is idle."""
