@@ -202,6 +202,7 @@ class _Run:
         self.mains = [cores.thread() for cores in self.cores]
         self.threads = [_TransportThread(cores) for cores in self.cores]
         self.flights: dict[Key, dict[int, _Flight]] = {}
+        self.turns: dict[Key, int] = {}
         self.handed: dict[Key, dict[tuple[int, int], simpy.Event]] = {}
         self.slowness = [machine.host.slowness] * len(work)
         self.demand = self._demand()
@@ -303,6 +304,7 @@ class _Run:
             missing[message.peer] = missing.get(message.peer, 0) + 1
         flight = _Flight(missing, index=index, rank=rank)
         posted = self.flights.setdefault(key, {})
+        self.turns.setdefault(key, len(self.turns))
         posted[rank] = flight
         for message in operation.outgoing:
             if message.peer in posted:
@@ -314,14 +316,14 @@ class _Run:
 
     def _send(self, key: Key, source: int, target: int, size: float) -> None:
         network, topology = self.machine.network, self.machine.topology
-        flights = self.flights[key]
+        flights, turn = self.flights[key], self.turns[key]
 
         def transfer() -> None:
             if size <= network.send_buffer_bytes:  # the rest is the network's: the sender's rows are free again
                 self._complete(flights[source], target)
             _on(
                 self.environment.timeout(latency),
-                lambda _: _on(self.fabric.send(source, target, size / network.efficiency), arrived),
+                lambda _: _on(self.fabric.send(source, target, size / network.efficiency, turn), arrived),
             )
 
         def arrived(_: simpy.Event) -> None:
@@ -366,7 +368,7 @@ class _Run:
         environment, network = self.environment, self.machine.network
         world, thread = len(self.work), self.cores[rank].thread()
         before = (rank - 1) % world
-        chunk = size / world / network.efficiency
+        chunk = size / world / network.reduce_efficiency
         handed = self.handed.setdefault(key, {})
         for step in range(2 * (world - 1)):
             yield self.cores[rank].run(thread, network.reduce_step_seconds * self.slowness[rank])

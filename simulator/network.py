@@ -7,7 +7,7 @@ flows across it; the others grow on. Bertsekas and Gallager, Data Networks, sect
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -170,6 +170,7 @@ class _Flow:
     path: tuple[int, ...]
     left: float
     done: simpy.Event
+    turn: int
     rate: float = 0.0
 
 
@@ -191,8 +192,11 @@ class Fabric:
         self._paths: dict[tuple[int, int], tuple[int, ...]] = {}
         self._crossing = np.zeros(len(self._credit), dtype=np.int64)
 
-    def send(self, source: int, target: int, size: float) -> simpy.Event:
-        """`size` bytes from now on; the event fires when the last of them has arrived."""
+    def send(self, source: int, target: int, size: float, turn: int = 0) -> simpy.Event:
+        """`size` bytes from now on; the event fires when the last of them has arrived.
+
+        Flows of a lower `turn` go first: what is queued before a port already is not overtaken by what comes later.
+        """
         path = self._paths.get((source, target))
         if path is None:
             path = self._paths[source, target] = self.topology.path(source, target)
@@ -202,7 +206,7 @@ class Fabric:
             left -= self._take_credit(path, left)
         if left <= 0.0:
             return done.succeed()
-        self._flows.append(_Flow(path, left, done))
+        self._flows.append(_Flow(path, left, done, turn))
         for resource in path:
             self._crossing[resource] += 1
         self._solve_soon()
@@ -219,19 +223,14 @@ class Fabric:
         ahead = next((flow for flow in reversed(self._flows) if flow.path == path), None)
         if ahead is None:
             return self.environment.timeout(own + self._queue(path, narrowest))
-        arrived = self.environment.event()
+        return self.environment.process(self._behind(ahead.done, own))
 
-        def through(_: simpy.Event) -> None:
-            timeout = self.environment.timeout(own)
-            assert timeout.callbacks is not None
-            timeout.callbacks.append(lambda _: arrived.succeed())
-
-        assert ahead.done.callbacks is not None
-        ahead.done.callbacks.append(through)
-        return arrived
+    def _behind(self, ahead: simpy.Event, own: float) -> Generator[simpy.Event, None, None]:
+        yield ahead
+        yield self.environment.timeout(own)
 
     def _queue(self, path: Sequence[int], narrowest: float) -> float:
-        """Seconds that a packet waits in the shaped ports on its way: until what fills them has drained, at most as long as they queue."""
+        """Seconds that a packet waits in the ports on its way: until they have drained, at most as long as they queue."""
         if not self.topology.queue_seconds or not self._flows:
             return 0.0
         self._advance()
@@ -275,15 +274,25 @@ class Fabric:
         if not self._flows:
             self._alarm += 1
             return
-        rates = max_min_rates(np.array([flow.path for flow in self._flows]), self.topology.capacity)
-        for flow, rate in zip(self._flows, rates.tolist(), strict=True):
-            flow.rate = rate
+        capacity = self.topology.capacity
+        turns = sorted({flow.turn for flow in self._flows})
+        for turn in turns:
+            flows = [flow for flow in self._flows if flow.turn == turn]
+            paths = np.array([flow.path for flow in flows])
+            rates = max_min_rates(paths, capacity)
+            for flow, rate in zip(flows, rates.tolist(), strict=True):
+                flow.rate = rate
+            if turn != turns[-1]:
+                used = np.bincount(paths.ravel(), weights=np.repeat(rates, paths.shape[1]), minlength=len(capacity))
+                capacity = np.maximum(capacity - used, 0.0)
+                capacity[capacity < 1e-9 * self.topology.capacity] = 0.0
+                capacity[-1] = np.inf
         self._set_alarm()
 
     def _set_alarm(self) -> None:
         self._alarm += 1
         alarm = self._alarm
-        soonest = min(flow.left / flow.rate for flow in self._flows)
+        soonest = min(flow.left / flow.rate for flow in self._flows if flow.rate > 0.0)
 
         def ring(_: simpy.Event) -> None:
             if alarm == self._alarm:

@@ -102,7 +102,7 @@ def move_cost(cost: LinearCost, source: Ceilings, target: Device) -> LinearCost:
 
 def _widened(errors: tuple[EpochError, ...]) -> tuple[EpochError, ...]:
     """The errors that intervals are made of, each scattered as moving may be wrong."""
-    known = errors or (EpochError(oversubscribed=False, log_ratio=0.0),)
+    known = errors or (EpochError(oversubscribed=False, log_ratio=0.0, at_speed=0.0),)
     return tuple(
         each.model_copy(update={"log_ratio": each.log_ratio + MOVED_SPREAD * quantile})
         for each in known

@@ -37,7 +37,7 @@ def model(**coefficients: float) -> LinearCost:
 def costs(**operations: LinearCost) -> Costs:
     return Costs(
         machine="a machine", device="cpu", memory_bytes=1, host=HostCosts(cores=2), network=NetworkCosts(), memory=None,
-        operations=operations, errors=(), noise=0.0,
+        operations=operations, errors=(), noise=0.0, noise_at_speed=0.0,
         calibrated=CalibratedRange(graphs={"f": "g"}, ranks=(2,), widths=(4,), links=(0.0,), methods=("full",), threads=(1,)),
         runs=(),
     )  # fmt: skip
@@ -135,7 +135,7 @@ def test_the_file_is_readable_json(tmp_path):
 
 
 def errors(values, oversubscribed=False):
-    return [EpochError(oversubscribed=oversubscribed, log_ratio=float(value)) for value in values]
+    return [EpochError(oversubscribed=oversubscribed, log_ratio=float(value), at_speed=0.5 * float(value)) for value in values]
 
 
 def test_an_interval_holds_nine_in_ten_of_new_errors():

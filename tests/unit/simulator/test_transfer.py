@@ -52,7 +52,7 @@ def costs(errors: tuple[float, ...] = (-0.02, 0.0, 0.03), **operations: LinearCo
         network=NetworkCosts(),
         memory=None,
         operations=operations or {CLASS: linear(constant=1e-5, edge_values=1e-9), "Aggregate": linear(edge_values=2e-9)},
-        errors=tuple(EpochError(oversubscribed=False, log_ratio=each) for each in errors),
+        errors=tuple(EpochError(oversubscribed=False, log_ratio=each, at_speed=each) for each in errors),
         noise=0.01,
         calibrated=CalibratedRange(
             graphs={"f" * 12: "graph"}, ranks=(2,), widths=(32,), links=(0.0,), methods=("full",), threads=(1,)
