@@ -26,7 +26,7 @@ from halocast.errors import MisuseError
 from halocast.simulator.cores import Scheduling
 from halocast.traces.operations import Exchange, Operation, Wait, Work
 
-COSTS_VERSION = 1
+COSTS_VERSION = 2
 TERMS = ("constant", "row_values", "edge_values", "flops", "bytes", "rows", "messages")
 Floats = npt.NDArray[np.float64]
 
@@ -247,7 +247,7 @@ class Costs(Record):
     notes: tuple[str, ...] = ()
 
     def price(self, operation: Operation, fingerprint: str, ranks: int) -> Price:
-        """Seconds alone on a core, by the most particular model that covers the work; or else by the most particular one.
+        """Seconds alone on a core, by the most particular model; extrapolated where no model has seen such work.
 
         Raises MisuseError for an operation of a kind that was never calibrated.
         """
@@ -259,12 +259,13 @@ class Costs(Record):
                 f"no calibrated cost for {kind}: the calibration runs never did it; "
                 "calibrate on a run of this method and model as well"
             )
-        of_class = [(key, model) for key, model in known if key != kind or kind == name]
-        chosen = next((each for each in of_class if each[1].covers(values)), None)
-        reason = (
-            "" if chosen else f"{name}: {'work outside the calibrated range' if of_class else 'its dims were not calibrated'}"
-        )
-        model = (chosen or known[0])[1]
+        of_class = [model for key, model in known if key != kind or kind == name]
+        reason = ""
+        if not of_class:
+            reason = f"{name}: its dims were not calibrated"
+        elif not any(model.covers(values) for model in of_class):
+            reason = f"{name}: work outside the calibrated range"
+        model = known[0][1]
         return Price(seconds=model.seconds(values), spread=float(np.hypot(model.residual, model.noise)), extrapolated=reason)
 
     def save(self, path: Path) -> None:

@@ -59,9 +59,9 @@ class MovedCosts(Costs):
     moved: str = Field(min_length=1)
     """From where to where."""
 
-    def price(self, operation: Operation, fingerprint: str) -> Price:
+    def price(self, operation: Operation, fingerprint: str, ranks: int) -> Price:
         """As `Costs.price`, marked."""
-        price = super().price(operation, fingerprint)
+        price = super().price(operation, fingerprint, ranks)
         reason = f"{self.moved}; {price.extrapolated}" if price.extrapolated else self.moved
         return price.model_copy(update={"extrapolated": reason})
 

@@ -102,6 +102,23 @@ def test_a_small_message_goes_behind_the_one_before_it_on_its_connection():
     assert ends[1, 0] == pytest.approx(0.5 + 0.1)
 
 
+def test_what_is_queued_before_a_port_is_not_overtaken():
+    environment = simpy.Environment()
+    fabric = Fabric(environment, star(3, 100.0))
+    ends = {}
+
+    def send(source, target, size, turn):
+        yield fabric.send(source, target, size, turn)
+        ends[source, target] = environment.now
+
+    for flow in ((0, 1, 200.0, 0), (0, 2, 50.0, 1), (2, 1, 100.0, 1)):
+        environment.process(send(*flow))
+    environment.run()
+    assert ends[0, 1] == pytest.approx(2.0)
+    assert ends[0, 2] == pytest.approx(2.5)
+    assert ends[2, 1] == pytest.approx(3.0)
+
+
 def test_the_testbed_has_a_bucket_a_port_and_none_on_the_loopback():
     shaped, loopback = testbed(2, 12.5e6, 1e9), testbed(2, 0.0, 1e9)
     assert shaped.burst.max() == 65_536.0
