@@ -380,7 +380,7 @@ def _bounds() -> tuple[Floats, Floats]:
 
 
 def fit_whole_runs(
-    found: Sequence[Target], host: HostCosts, network: NetworkCosts, *, jobs: int = 1, steps: int = 4
+    found: Sequence[Target], host: HostCosts, network: NetworkCosts, *, jobs: int = 1, steps: int = 2
 ) -> WholeRunFit:
     """Find `PARAMETERS`: damped Gauss–Newton on epoch and component errors, outliers weighing less (Huber)."""
     start, prior = _prior()
