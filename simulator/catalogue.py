@@ -145,9 +145,12 @@ class Catalogue(Record):
 
 
 def _entry(kind: str, entries: Mapping[str, Entry], name: str) -> Entry:
-    if name not in entries:
-        raise MisuseError(f"unknown {kind} '{name}'{nearest(name, entries)}")
-    return entries[name]
+    known = next((each for each in entries if each.lower() == name.lower()), None)
+    if known is None:
+        closest = nearest(name.lower(), [each.lower() for each in entries])
+        known_ones = "" if "allowed" in closest else f"known: {', '.join(entries)}; "
+        raise MisuseError(f"unknown {kind} '{name}'{closest} ({known_ones}add your own with --hardware FILE)")
+    return entries[known]
 
 
 # -- reading ----------------------------------------------------------------------------------------------------
@@ -264,10 +267,10 @@ def _check_shape(ranks: int, ranks_per_host: int, inside: str | None, hosts_per_
     if not 1.0 <= oversubscription < math.inf:
         raise MisuseError(f"oversubscription = {oversubscription:g} is not allowed: 1 (none) or more")
     if oversubscription > 1.0 and hosts_per_switch == 0:
-        raise MisuseError(f"oversubscription = {oversubscription:g} needs hosts_per_switch: trunks join switches")
+        raise MisuseError(f"--oversubscription {oversubscription:g} needs --hosts-per-switch, such as 4: trunks join switches")
     if ranks_per_host > 1 and inside is None:
         raise MisuseError(
-            f"{ranks_per_host} ranks a host need inside, what joins them: nvlink-4, pcie-5 or a rate as in 25gbit"
+            f"{ranks_per_host} ranks a host need --inside, what joins them: nvlink-4, pcie-5 or a rate as in 25gbit"
         )
 
 

@@ -198,6 +198,19 @@ class CalibratedRange(Record):
     threads: tuple[int, ...]
 
 
+class Ceilings(Record):
+    """What a machine can do at most, as measured; what costs are moved to another device by."""
+
+    memory_rate: float = Field(gt=0.0, allow_inf_nan=False)
+    """Bytes per second, read and written."""
+    gemm_rate: float = Field(gt=0.0, allow_inf_nan=False)
+    """Single-precision flop/s of matrix products."""
+    date: str
+    machine: str
+    threads: int = Field(default=1, ge=1)
+    """On which these were reached: as many as a rank of the calibration runs had."""
+
+
 class EpochError(Record):
     """How wrong the simulated epoch time of one configuration was."""
 
@@ -227,6 +240,10 @@ class Costs(Record):
     calibrated: CalibratedRange
     runs: tuple[Provenance, ...]
     notes: tuple[str, ...] = ()
+    ceilings: Ceilings | None = None
+    """Of the machine that was calibrated; None where they were not measured."""
+    moved: str = ""
+    """From which device to which these costs were moved, if they were: every price says so."""
 
     def price(self, operation: Operation, fingerprint: str) -> Price:
         """Seconds alone on a core. Raises MisuseError for an operation of a kind that was never calibrated."""
@@ -241,6 +258,7 @@ class Costs(Record):
                 reason = f"{name}: its dims were not calibrated"
             elif not model.covers(values):
                 reason = f"{name}: work outside the calibrated range"
+            reason = "; ".join(filter(None, (self.moved, reason)))
             return Price(
                 seconds=model.seconds(values), spread=float(np.hypot(model.residual, model.noise)), extrapolated=reason
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from halocast.simulator.intervals import Interval, interval
 from halocast.simulator.memory import peak_bytes
 from halocast.simulator.network import Topology, testbed
 from halocast.simulator.observations import link_name
+from halocast.simulator.transfer import MOVED_SPREAD
 from halocast.traces.operations import AllReduce, Dequantize, Direction, Exchange, Operation, Quantize, Wait
 from halocast.traces.wire import BitHistogram
 from halocast.traces.workload import BitAssignment, ExchangeBits, RankView, Workload
@@ -37,6 +39,8 @@ class Scenario:
     """None: the testbed, a port a rank on one switch."""
     ranks_per_host: int | None = None
     """Ranks that share one host's cores; None: all of them, 0: every rank has a device of its own."""
+    spread: float = 0.0
+    """Standard deviation of the epoch time's logarithm that fitted statistics bring in."""
     assumed: tuple[str, ...] = ()
     """What the scenario itself takes for granted (statistics fitted instead of counted, moved costs), marked in the answer."""
 
@@ -100,6 +104,7 @@ def forecast(costs: Costs, scenario: Scenario) -> tuple[Forecast, Simulation]:
         costs.noise,
         oversubscribed=shared and scenario.ranks > costs.host.cores,
         extrapolated=bool(unique),
+        spread=math.hypot(scenario.spread, MOVED_SPREAD if costs.moved else 0.0),
     )
     exchanged, total = bytes_of(works)
     peaks: tuple[int, ...] = ()
@@ -126,7 +131,7 @@ def price_programs(costs: Costs, scenario: Scenario, reasons: list[str]) -> list
     def price(operation: Operation) -> float:
         found = costs.price(operation, scenario.fingerprint)
         if found.extrapolated:
-            reasons.append(found.extrapolated)
+            reasons.extend(found.extrapolated.split("; "))
         return found.seconds
 
     return [lower(method.epoch(view), price) for view in scenario.views()]
