@@ -70,7 +70,8 @@ def forecast(
     hidden:
         Width of the hidden layers.
     partitions:
-        real: partition the graph for so many ranks; fitted: foretell halo sizes from partitions into 2, 4, 8 and 16 parts.
+        real: partition the graph for so many ranks; fitted: foretell halo sizes from partitions into 2, 4, 8, 16 ...
+        parts (to an eighth of the ranks, 64 at most).
     device:
         A device of the catalogue for each rank (H100, A100, ...): costs are moved there by what it and the calibrated machine
         can do at most.
@@ -173,6 +174,11 @@ def forecast(
     )
     if highest * answer.peak_interval[1] > known.memory_bytes:
         console.result(f"  that may be more than the {human_bytes(known.memory_bytes)} of {known.device}")
+    if not placed.is_cluster and scenario.ranks > known.host.cores:
+        console.result(
+            f"  all {scenario.ranks} ranks share the {known.host.cores} cores of one machine; "
+            "--ranks-per-host 1 puts each on a host of its own"
+        )
     for reason in grouped(answer.extrapolated):
         console.result(f"  extrapolated: {reason}")
     following = (

@@ -40,8 +40,8 @@ def resolve_flags(run: str, flags: Mapping[str, Any], assignments: list[str]) ->
     return resolve(override(document, assignments), origin)
 
 
-FITTED_PARTS = (2, 4, 8, 16)
-"""What ``--partitions fitted`` fits; a partition no finer than the last is made."""
+FINEST_FITTED = 16
+"""No finer partition is fitted where it would be more than an eighth of the ranks asked for; no coarser one is foretold."""
 
 
 def build_scenario(
@@ -59,10 +59,11 @@ def build_scenario(
 
     if partitions not in ("real", "fitted"):
         raise MisuseError(f"--partitions {partitions} is unknown{nearest(partitions, ('real', 'fitted'))}")
-    fits = partitions == "fitted" and config.ranks > FITTED_PARTS[-1]
+    fits = partitions == "fitted" and config.ranks > FINEST_FITTED
     if partitions == "fitted" and not fits:
         report(f"{config.ranks} parts are few enough to partition: nothing is fitted")
-    shards = _shards(config, FITTED_PARTS[-1] if fits else config.ranks, report, ranks=config.ranks)
+    *coarser, finest = fitted_parts(config.ranks) if fits else [config.ranks]
+    shards = _shards(config, finest, report, ranks=config.ranks)
     graph = shards.graph
     layers = built_in_specs(config.model, int(graph["feature_dim"]), int(graph["classes"]))
     if layers is None:
@@ -73,8 +74,8 @@ def build_scenario(
     assumed: tuple[str, ...] = ()
     spread = 0.0
     if fits:
-        coarser = [_statistics(config, _shards(config, count, report, ranks=config.ranks)) for count in FITTED_PARTS[:-1]]
-        scaling = fit_scaling([*coarser, parts])
+        others = [_statistics(config, _shards(config, count, report, ranks=config.ranks)) for count in coarser]
+        scaling = fit_scaling([*others, parts])
         parts, spread = scaling.statistics(config.ranks), scaling.error(config.ranks)
         assumed = (f"halo sizes fitted from partitions into {', '.join(map(str, scaling.fitted))} parts",)
     workload = Workload(
@@ -97,6 +98,12 @@ def build_scenario(
         assumed=(*assumed, *notes),
     )
     return Asked(config, scenario, int(graph["nodes"]), int(graph["edges"]))
+
+
+def fitted_parts(ranks: int) -> list[int]:
+    """Into how many parts a graph is partitioned to foretell its partition for `ranks`: 2, 4, 8, 16, to an eighth of them."""
+    finest = max(FINEST_FITTED, min(ranks // 8, 64))
+    return [2**power for power in range(1, finest.bit_length())]
 
 
 def _shards(config: RunConfig, parts: int, report: Callable[[str], None], *, ranks: int) -> ShardSet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from halocast.cli import run
 from halocast.cli.forecast import grouped
+from halocast.cli.scenario import fitted_parts
 from halocast.simulator.costs import Ceilings, Costs
 
 RUN_FILE = Path(__file__).resolve().parents[3] / "traces/samples/generated-2-100mbit-full-cut/0/config.toml"
@@ -128,3 +130,20 @@ def test_what_is_said_of_many_operations_is_said_once() -> None:
     assert grouped(["a: outside", "two ranks", "b: outside", "c: outside", "d: else"]) == [
         "a and 2 more: outside", "two ranks", "d: else"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ranks", "finest"), [(17, 16), (128, 16), (255, 16), (256, 32), (511, 32), (512, 64), (1024, 64), (100_000, 64)]
+)
+def test_more_ranks_are_foretold_from_finer_partitions(ranks: int, finest: int) -> None:
+    parts = fitted_parts(ranks)
+    assert parts[0] == 2
+    assert parts[-1] == finest
+    assert [after // before for before, after in pairwise(parts)] == [2] * (len(parts) - 1)
+
+
+def test_ranks_that_share_cores_are_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*arguments, "--ranks", "4", "--link", "200mbit"]) == 0
+    assert "all 4 ranks share the 2 cores of one machine" in capsys.readouterr().out
+    assert run([*arguments, "--ranks", "4", "--link", "200mbit", "--ranks-per-host", "1"]) == 0
+    assert "share" not in capsys.readouterr().out.partition("exchanged")[2]
