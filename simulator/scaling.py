@@ -124,8 +124,9 @@ class PartitionScaling:
         inner = allocate(shapes["inner"], inner_share * inside, np.zeros(parts), np.where(marginal > 0, inside, 0))
         rest = allocate(shapes["central"], inside - int(inner.sum()), np.zeros(parts), np.where(central > 0, inside, 0))
         labelled = allocate(shapes["labelled"], self.labelled, np.zeros(parts), own)
-        beside = (halo * (labelled > 0)[:, None]).ravel()
-        labelled_halo = allocate(beside, self.labelled_halo * halo.sum(), np.zeros(beside.size), beside).reshape(halo.shape)
+        high = (halo * (labelled > 0)[:, None]).ravel()
+        likely = (halo * (labelled / own)[:, None]).ravel()
+        beside = allocate(likely, self.labelled_halo * halo.sum(), np.zeros(high.size), high).reshape(halo.shape)
         rows = np.stack([central, marginal, halo.sum(axis=1)], axis=1)
         stored = {name: np.rint(rows * np.array(values)).astype(np.int64) for name, values in self.stored.items()}
         return [
@@ -138,8 +139,8 @@ class PartitionScaling:
                 halo_from=tuple(halo[part].tolist()),
                 boundary_to=tuple(halo[:, part].tolist()),
                 labelled=int(labelled[part]),
-                labelled_halo_from=tuple(labelled_halo[part].tolist()),
-                labelled_boundary_to=tuple(labelled_halo[:, part].tolist()),
+                labelled_halo_from=tuple(beside[part].tolist()),
+                labelled_boundary_to=tuple(beside[:, part].tolist()),
                 feature_dim=self.sample.feature_dim,
                 features_sparse=self.sample.features_sparse,
                 feature_nnz=_triple(stored["feature_nnz"][part]),
