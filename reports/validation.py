@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from halocast.reports import figures
 from halocast.simulator.observations import link_name
 from halocast.simulator.validation import (
     BASELINES,
+    Forecasts,
     Row,
     Summary,
     Validation,
+    Which,
     component_errors,
     coverage,
     memory_errors,
@@ -50,49 +53,59 @@ def regimes(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return {name: some for name, some in {**parted, "all": list(rows)}.items() if some}
 
 
-def forecasts() -> list[tuple[str, Any]]:
-    """Every forecast of the table: its name and where a row keeps it."""
-    found: list[tuple[str, Any]] = [
-        ("halocast, one configuration left out", lambda row: row.forecast),
-        ("halocast, its link left out", lambda row: row.held_out_link),
-        ("halocast, its number of ranks left out", lambda row: row.held_out_ranks),
-    ]
-    return found + [(f"baseline: {name}", lambda row, name=name: row.baselines.get(name)) for name in BASELINES]
+SPEEDS: dict[str, Which] = {
+    "at the machine's speed": lambda row: row.at_speed,
+    "machine at its usual speed": lambda row: row.usual,
+}
+"""Which forecasts: the machine as fast as it was in a configuration's runs, or as it usually was."""
+
+
+def forecasts() -> dict[str, Callable[[Forecasts], float | None]]:
+    """Every forecast of the table, by name."""
+    found: dict[str, Callable[[Forecasts], float | None]] = {
+        "halocast, one configuration left out": lambda each: each.seconds,
+        "halocast, its link left out": lambda each: each.held_out_link,
+        "halocast, its number of ranks left out": lambda each: each.held_out_ranks,
+    }
+    for name in BASELINES:
+        found[f"baseline: {name}"] = lambda each, name=name: each.baselines.get(name)  # type: ignore[misc]
+    return found
+
+
+def _summarise(rows: Sequence[Row], which: Which, value: Callable[[Forecasts], float | None]) -> Summary | None:
+    return summarise(rows, lambda row: value(which(row)))
 
 
 def validation_table(validation: Validation) -> str:
     """All of it as Markdown."""
-    rows = validation.rows
+    rows, costs = validation.rows, validation.calibration.costs
+    repeats = np.sqrt(_typical_repeats(rows))
+    noise, at_speed = 100 * validation.noise, 100 * validation.noise_at_speed
+    repeats = _typical_repeats(rows)
     lines = [
         "# Forecast against measured",
         "",
-        f"{len(rows)} configurations, {sum(len(row.runs) for row in rows)} runs on {validation.calibration.costs.machine} with "
-        f"{validation.calibration.costs.host.cores} cores. A run's epoch time is the median of its epochs after the first two.",
-        f"Repeats of one configuration scatter by {100 * validation.noise:.1f} % (standard deviation of one run), "
-        f"so that the mean of {_typical_repeats(rows)} is itself uncertain by {100 * validation.noise / np.sqrt(_typical_repeats(rows)):.1f} %.",  # noqa: E501
+        f"{len(rows)} configurations, {sum(len(row.runs) for row in rows)} runs on {costs.machine} with "
+        f"{costs.host.cores} cores. A run's epoch time is the median of its epochs after the first two; a configuration's is "
+        "the mean of its runs'.",
         "",
-        "## Epoch time",
+        f"Repeats of one configuration scatter by {noise:.1f} % (standard deviation of one run), so that the mean of {repeats} "
+        f"is itself uncertain by {noise / np.sqrt(repeats):.1f} %. Most of it is the machine: the CPU time of the same work "
+        f"differs by {100 * costs.host.slowness_spread:.0f} % from run to run. One number a run, its operations' CPU time over "
+        f"the models', takes that out and leaves {at_speed:.1f} % a run, {at_speed / np.sqrt(repeats):.1f} % a mean. So "
+        "every forecast is shown twice: with the machine as fast as it was in the configuration's runs (only that number is "
+        "taken from them), "
+        "and with the machine as it usually was (nothing is).",
         "",
-        "Absolute relative errors against each configuration's mean.",
-        "",
-        "| forecast | regime | configurations | median | 95th percentile | worst | median, signed |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for name, value in forecasts():
-        for regime, some in regimes(rows).items():
-            summary = summarise(some, value)
-            if summary is not None:
-                lines.append(f"| {name} | {regime} | {_summary_cells(summary)} |")
-    held, runs = coverage(rows)
-    right, pairs = order_kept(rows, validation.noise)
+    for speed, which in SPEEDS.items():
+        noise = validation.noise_at_speed if which(rows[0]) is rows[0].at_speed else validation.noise
+        lines += _epoch_times(rows, speed, which, noise)
     lines += [
-        "",
-        f"- 90 % intervals hold {held} of {runs} runs ({_percent(held, runs)}).",
-        f"- Order by epoch time: {right} of {pairs} pairs that differ by more than the noise ({_percent(right, pairs)}).",
         f"- Bytes: {sum(row.bytes_traced == row.bytes_forecast for row in rows)} of {len(rows)} configurations exact.",
         _memory_line(rows),
         "",
-        "Where the error is (share of the epoch; median, and median of absolute values):",
+        "Where the error is, at the machine's speed (share of the epoch; median, and median of absolute values):",
         "",
         "| component | " + " | ".join(regimes(rows)) + " |",
         "| --- |" + " ---: |" * len(regimes(rows)),
@@ -108,21 +121,49 @@ def validation_table(validation: Validation) -> str:
     return "\n".join(lines)
 
 
+def _epoch_times(rows: Sequence[Row], speed: str, which: Which, noise: float) -> list[str]:
+    lines = [
+        f"## Epoch time, {speed}",
+        "",
+        "| forecast | regime | configurations | median | 95th percentile | worst | median, signed |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, value in forecasts().items():
+        for regime, some in regimes(rows).items():
+            summary = _summarise(some, which, value)
+            if summary is not None:
+                lines.append(f"| {name} | {regime} | {_summary_cells(summary)} |")
+    held, runs = coverage(rows, which)
+    right, pairs = order_kept(rows, which, noise)
+    return [
+        *lines,
+        "",
+        f"- 90 % intervals hold {held} of {runs} runs ({_percent(held, runs)}).",
+        f"- Order by epoch time: {right} of {pairs} pairs that differ by more than the noise ({_percent(right, pairs)}).",
+        "",
+    ]
+
+
 def _configurations(rows: Sequence[Row]) -> list[str]:
     lines = [
-        "| graph | ranks | method | link | partition | measured ms | scatter | forecast ms | 90 % interval | error | link left out | ranks left out |",  # noqa: E501
-        "| --- | ---: | --- | --- | --- | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
+        "| graph | ranks | method | link | partition | measured ms | scatter | machine | forecast ms | 90 % interval | error "
+        "| link left out | ranks left out | error, machine as usual |",
+        "| --- | ---: | --- | --- | --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
     ]
     for row in sorted(rows, key=lambda each: each.configuration):
-        each, bounds = row.configuration, row.interval
-        scatter_cell = f"{100 * float(np.std(np.log(row.runs), ddof=1)):.1f} %" if len(row.runs) > 1 else ""
-        method = each.method if not each.bits else f"{each.method} {each.bits}"
-        lines.append(
-            f"| {each.graph} | {each.ranks} | {method} | {link_name(each.link)} | {each.partition} | {1e3 * row.measured:.0f} | {scatter_cell} "  # noqa: E501
-            f"| {1e3 * row.forecast:.0f} | {'' if bounds is None else f'{1e3 * bounds.low:.0f} to {1e3 * bounds.high:.0f}'} "
-            f"| {100 * row.error():+.1f} % | {_error_cell(row, row.held_out_link)} | {_error_cell(row, row.held_out_ranks)} |"
-        )
-    return lines
+        each, found = row.configuration, row.at_speed
+        cells = [
+            each.graph, str(each.ranks), f"{each.method} {each.bits}".rstrip(), link_name(each.link), each.partition,
+            f"{1e3 * row.measured:.0f}",
+            f"{100 * float(np.std(np.log(row.runs), ddof=1)):.1f} %" if len(row.runs) > 1 else "",
+            f"{row.machine:.2f}",
+            f"{1e3 * found.seconds:.0f}",
+            "" if found.interval is None else f"{1e3 * found.interval.low:.0f} to {1e3 * found.interval.high:.0f}",
+            *(_error_cell(row, value) for value in (found.seconds, found.held_out_link, found.held_out_ranks)),
+            _error_cell(row, row.usual.seconds),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", "*machine*: CPU time over the models'; above 1 it was slower than usual."]
 
 
 def _error_cell(row: Row, value: float | None) -> str:
@@ -157,30 +198,14 @@ def _percent(part: int, whole: int) -> str:
 def validation_document(validation: Validation) -> dict[str, Any]:
     """The figures, for scripts."""
     rows = validation.rows
-    held, runs = coverage(rows)
-    right, pairs = order_kept(rows, validation.noise)
-    summaries = {
-        name: {
-            regime: {
-                "configurations": found.configurations,
-                "median": found.median,
-                "p95": found.p95,
-                "worst": found.worst,
-                "signed": found.signed,
-            }
-            for regime, some in regimes(rows).items()
-            if (found := summarise(some, value)) is not None
-        }
-        for name, value in forecasts()
-    }
     memory = memory_errors(rows)
     return {
         "machine": validation.calibration.costs.machine,
         "cores": validation.calibration.costs.host.cores,
         "noise": validation.noise,
-        "epoch_time": {name: table for name, table in summaries.items() if table},
-        "coverage": {"held": held, "runs": runs},
-        "order": {"right": right, "pairs": pairs},
+        "noise_at_speed": validation.noise_at_speed,
+        "at_speed": _figures(rows, lambda row: row.at_speed, validation.noise_at_speed),
+        "usual": _figures(rows, lambda row: row.usual, validation.noise),
         "bytes_exact": sum(row.bytes_traced == row.bytes_forecast for row in rows),
         "memory": {"median": float(np.median(np.abs(memory))), "lowest": float(memory.min())} if memory.size else None,
         "configurations": [
@@ -192,12 +217,9 @@ def validation_document(validation: Validation) -> dict[str, Any]:
                 "link": link_name(row.configuration.link),
                 "partition": row.configuration.partition,
                 "runs": row.runs,
-                "forecast": row.forecast,
-                "low": None if row.interval is None else row.interval.low,
-                "high": None if row.interval is None else row.interval.high,
-                "held_out_link": row.held_out_link,
-                "held_out_ranks": row.held_out_ranks,
-                "baselines": row.baselines,
+                "slowness": row.slowness,
+                "at_speed": _forecast_figures(row.at_speed),
+                "usual": _forecast_figures(row.usual),
                 "components": {"measured": row.measured_components.tolist(), "forecast": row.forecast_components.tolist()},
             }
             for row in rows
@@ -205,19 +227,49 @@ def validation_document(validation: Validation) -> dict[str, Any]:
     }
 
 
+def _figures(rows: Sequence[Row], which: Which, noise: float) -> dict[str, Any]:
+    held, runs = coverage(rows, which)
+    right, pairs = order_kept(rows, which, noise)
+    times = {
+        name: {
+            regime: asdict(found)
+            for regime, some in regimes(rows).items()
+            if (found := _summarise(some, which, value)) is not None
+        }
+        for name, value in forecasts().items()
+    }
+    return {
+        "epoch_time": {name: table for name, table in times.items() if table},
+        "coverage": {"held": held, "runs": runs},
+        "order": {"right": right, "pairs": pairs},
+    }
+
+
+def _forecast_figures(found: Forecasts) -> dict[str, Any]:
+    return {
+        "forecast": found.seconds,
+        "low": None if found.interval is None else found.interval.low,
+        "high": None if found.interval is None else found.interval.high,
+        "held_out_link": found.held_out_link,
+        "held_out_ranks": found.held_out_ranks,
+        "baselines": found.baselines,
+    }
+
+
 def scatter(validation: Validation) -> Figure:
     """Forecast over measured epoch time with the intervals; the best baseline beside."""
     rows = validation.rows
     best = min(
-        BASELINES, key=lambda name: found.median if (found := summarise(rows, lambda row: row.baselines[name])) else np.inf
+        BASELINES,
+        key=lambda name: found.median if (found := summarise(rows, lambda row: row.at_speed.baselines[name])) else np.inf,
     )
     figure = Figure(figsize=(10.0, 5.2), layout="constrained", facecolor="white")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    times = [1e3 * row.measured for row in rows] + [1e3 * row.forecast for row in rows]
+    times = [1e3 * row.measured for row in rows] + [1e3 * row.at_speed.seconds for row in rows]
     bounds = (0.8 * min(times), 1.25 * max(times))
     panels: tuple[tuple[Axes, str, Callable[[Row], float]], ...] = (
-        (left, "halocast, left out of its calibration", lambda row: row.forecast),
-        (right, f"baseline: {best}", lambda row: row.baselines[best]),
+        (left, "halocast, left out of its calibration", lambda row: row.at_speed.seconds),
+        (right, f"baseline: {best}", lambda row: row.at_speed.baselines[best]),
     )
     for axes, title, value in panels:
         axes.plot(bounds, bounds, color=figures.MUTED, linewidth=0.8, zorder=1)
@@ -228,8 +280,8 @@ def scatter(validation: Validation) -> Figure:
             x, y = [1e3 * row.measured for row in some], [1e3 * value(row) for row in some]
             axes.scatter(x, y, s=22, color=colour, marker=marker, zorder=3, label=REGIMES[int(regime)], linewidths=0)
             if axes is left:
-                low = [1e3 * (row.interval.low if row.interval else value(row)) for row in some]
-                high = [1e3 * (row.interval.high if row.interval else value(row)) for row in some]
+                low = [1e3 * (row.at_speed.interval.low if row.at_speed.interval else value(row)) for row in some]
+                high = [1e3 * (row.at_speed.interval.high if row.at_speed.interval else value(row)) for row in some]
                 axes.vlines(x, low, high, color=colour, alpha=0.45, linewidth=1.4, zorder=2)
         found = summarise(rows, value)
         subtitle = f"median error {100 * found.median:.1f} %, 95th percentile {100 * found.p95:.1f} %" if found else ""

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from joblib import Parallel, delayed
 from scipy.optimize import nnls
 
@@ -29,7 +30,7 @@ from halocast.simulator.costs import (
     Provenance,
     class_of,
     is_priced,
-    kind_of,
+    keys_of,
     messages_of,
     terms,
 )
@@ -40,8 +41,10 @@ from halocast.simulator.observations import Configuration, Observation, link_nam
 from halocast.traces.operations import AllReduce, Exchange, Wait
 
 Floats = npt.NDArray[np.float64]
-ENOUGH_WORKS = 4
-"""Distinct pieces of work that a class needs on one graph to have a model of its own there."""
+ENOUGH_WORKS = (0, 4, 2)
+"""Distinct pieces of work that a class needs to have a model: at all, of one graph, of a graph on one number of ranks."""
+ENOUGH_RUNS = 4
+"""Fewer say nothing of idleness."""
 LEAST_SPREAD = 0.05
 """Runs that are all equally busy say nothing of idleness."""
 SHORT_S = 20e-6
@@ -65,61 +68,75 @@ def utilisation(observation: Observation) -> float:
     return busy_seconds(observation) / observation.seconds / observation.trace.manifest.machine.cores
 
 
-def fit_idleness(observations: Sequence[Observation], host: HostCosts) -> HostCosts:
-    """How CPU times fall as the host gets busier: the slope of the runs' mean log ratio to one common model."""
+def fit_speed(observations: Sequence[Observation]) -> tuple[HostCosts, dict[Observation, float]]:
+    """How a run's CPU times compare with what the same work costs in all runs: (host, slowness by run).
+
+    CPU time is not a constant of the work. Part of the difference is the run's own: hosts that mostly wait compute more slowly
+    (`idleness`, the slope over utilisation). The rest is the machine's at that hour (`slowness`, geometric mean 1).
+    """
     busy = np.array([utilisation(each) for each in observations])
-    host = host.model_copy(update={"idleness": 0.0, "reference_utilisation": float(busy.mean())})
-    if len(observations) < ENOUGH_WORKS or busy.std() < LEAST_SPREAD:
-        return host
-    for _ in range(3):  # the common model and the slope settle together
-        models = fit_operations(observations, host)
-        ratios = []
-        for each in observations:
-            predicted = sum(float(work.seconds.sum()) for work in work_of(each, models))
-            ratios.append(np.log(busy_seconds(each) / predicted))
-        slope = -float(np.polyfit(busy, ratios, 1)[0])
-        host = host.model_copy(update={"idleness": max(0.0, slope)})
-    return host
+    host = HostCosts(cores=observations[0].trace.manifest.machine.cores, reference_utilisation=float(busy.mean()))
+    slowness = dict.fromkeys(observations, 1.0)
+    for _ in range(4):  # the common model, the slope and the runs' own factors settle together
+        models = fit_operations(observations, host, slowness)
+        own = np.log([slowness_of(each, host, models) for each in observations])
+        if len(observations) >= ENOUGH_RUNS and busy.std() >= LEAST_SPREAD:
+            slope = float(np.polyfit(busy, own, 1)[0])
+            idleness = max(0.0, host.idleness - slope)
+            own += (idleness - host.idleness) * (busy - host.reference_utilisation)
+            host = host.model_copy(update={"idleness": idleness})
+        slowness = dict(zip(observations, np.exp(own - own.mean()).tolist(), strict=True))
+    return host.model_copy(update={"slowness_spread": float(np.std(np.log(list(slowness.values()))))}), slowness
+
+
+def slowness_of(observation: Observation, host: HostCosts, operations: Mapping[str, LinearCost]) -> float:
+    """CPU time of a run's operations over that of the models, on a host as busy as its was."""
+    predicted = sum(float(work.seconds.sum()) for work in work_of(observation, operations))
+    return busy_seconds(observation) / predicted / host.inflation(utilisation(observation))
 
 
 def fit_operations(
-    observations: Sequence[Observation], host: HostCosts, *, only: Container[str] | None = None
+    observations: Sequence[Observation],
+    host: HostCosts,
+    slowness: Mapping[Observation, float],
+    *,
+    only: Container[str] | None = None,
 ) -> dict[str, LinearCost]:
-    """Models by class, by "graph / class" and by kind; samples are medians over a run's epochs, by rank and operation.
+    """Models by the keys of `costs.keys_of`; samples are medians over a run's epochs, by rank and operation.
 
-    Times are those at the host's reference utilisation. `only` says which models are wanted (all by default).
+    Times are those at the host's reference utilisation and usual speed. `only` says which models are wanted (all by default).
     """
     samples: dict[str, list[_Sample]] = defaultdict(list)
     for observation in observations:
-        slowness = host.inflation(utilisation(observation))
-        for (name, kind, values), seconds in _measured_operations(observation):
-            sample = _Sample(values, seconds / slowness)
-            for key in dict.fromkeys((f"{observation.configuration.fingerprint[:12]}/{name}", name, kind)):
+        factor = host.inflation(utilisation(observation)) * slowness[observation]
+        for keys, values, seconds in _measured_operations(observation):
+            sample = _Sample(values, seconds / factor)
+            for key in keys:
                 if only is None or key in only:
                     samples[key].append(sample)
     models = {}
     for key, found in samples.items():
         model = fit_linear(found)
-        if "/" not in key or model.samples >= ENOUGH_WORKS:
+        if model.samples >= ENOUGH_WORKS[key.count("/")]:
             models[key] = model
     return models
 
 
 def model_keys(observation: Observation) -> set[str]:
     """Every model that could price the run's operations."""
-    fingerprint = observation.configuration.fingerprint[:12]
-    return {key for (name, kind, _), _ in _measured_operations(observation) for key in (f"{fingerprint}/{name}", name, kind)}
+    return {key for keys, _, _ in _measured_operations(observation) for key in keys}
 
 
 @cache
-def _measured_operations(observation: Observation) -> list[tuple[tuple[str, str, tuple[float, ...]], float]]:
-    """((class, kind, terms), seconds of CPU time) of every priced operation of every rank, medians over epochs."""
+def _measured_operations(observation: Observation) -> list[tuple[tuple[str, ...], tuple[float, ...], float]]:
+    """(models' keys, terms, seconds of CPU time) of every priced operation of every rank, medians over epochs."""
+    configuration = observation.configuration
     measured = []
     for operations, seconds in zip(observation.operations, observation.cpu_seconds, strict=True):
         for operation, each in zip(operations, seconds.tolist(), strict=True):
             if is_priced(operation):
-                values = terms(operation.work, messages_of(operation))
-                measured.append(((class_of(operation), kind_of(operation), values), each))
+                keys = keys_of(operation, configuration.fingerprint, configuration.ranks)
+                measured.append((keys, terms(operation.work, messages_of(operation)), each))
     return measured
 
 
@@ -152,14 +169,13 @@ def fit_linear(samples: Sequence[_Sample]) -> LinearCost:
     )
 
 
-def fit_host(observations: Sequence[Observation]) -> HostCosts:
-    """What lies between operations and between epochs; contention comes later."""
-    gap, recording, others, first = (float(np.median(each)) for each in zip(*map(_pauses, observations), strict=True))
-    return HostCosts(
-        cores=observations[0].trace.manifest.machine.cores,
-        gap_seconds=gap,
-        epoch_seconds=max(0.0, recording),
-        first_rank_seconds=max(0.0, first - others),
+def fit_pauses(observations: Sequence[Observation], host: HostCosts, slowness: Mapping[Observation, float]) -> HostCosts:
+    """What lies between operations and between epochs, at the host's usual speed."""
+    pauses = np.array([_pauses(each) for each in observations])
+    factors = [host.inflation(utilisation(each)) * slowness[each] for each in observations]
+    gap, recording, others, first = np.median(pauses / np.array(factors)[:, None], axis=0).tolist()
+    return host.model_copy(
+        update={"gap_seconds": gap, "epoch_seconds": max(0.0, recording), "first_rank_seconds": max(0.0, first - others)}
     )
 
 
@@ -167,20 +183,20 @@ def fit_host(observations: Sequence[Observation]) -> HostCosts:
 def _pauses(observation: Observation) -> tuple[float, float, float, float]:
     """Seconds between two operations, of an epoch after rank 0's last one, and between epochs on other ranks and on rank 0."""
     spans = observation.spans.sort_values(["rank", "epoch", "index"])
-    start, end = spans["start_ns"].to_numpy(), (spans["start_ns"] + spans["wall_ns"]).to_numpy()
-    rank, epoch = spans["rank"].to_numpy(), spans["epoch"].to_numpy()
-    pause = (start[1:] - end[:-1]) / 1e9
-    inside = (rank[1:] == rank[:-1]) & (epoch[1:] == epoch[:-1])
-    between = (rank[1:] == rank[:-1]) & (epoch[1:] == epoch[:-1] + 1)
+    end = spans["start_ns"] + spans["wall_ns"]
+    groups = [spans["rank"], spans["epoch"]]
+    inside = (spans["start_ns"] - end.groupby(groups).shift()) / 1e9
+    # of each place in the program the median: what preempted a rank once is not the program's; then the mean over places
+    gap = float(inside.groupby([spans["rank"], spans["index"]]).median().mean())
+    extent = pd.DataFrame({"start": spans["start_ns"].groupby(groups).min(), "end": end.groupby(groups).max()}) / 1e9
+    between = (extent["start"].groupby("rank").shift(-1) - extent["end"]).dropna()
+    recording = observation.epoch_seconds - (extent["end"] - extent["start"]).loc[0].loc[list(observation.epochs)].to_numpy()
+    is_first = between.index.get_level_values("rank") == 0
 
-    def median(chosen: npt.NDArray[np.bool_]) -> float:
-        return float(np.median(pause[chosen])) if chosen.any() else 0.0
+    def median(values: pd.Series[float]) -> float:
+        return float(values.median()) if len(values) else 0.0
 
-    recording = []
-    for number, seconds in zip(observation.epochs, observation.epoch_seconds, strict=True):
-        mine = (rank == 0) & (epoch == number)
-        recording.append(seconds - (end[mine].max() - start[mine].min()) / 1e9)
-    return median(inside), float(np.median(recording)), median(between & (rank[1:] != 0)), median(between & (rank[1:] == 0))
+    return gap, float(np.median(recording)), median(between[~is_first]), median(between[is_first])
 
 
 # -- simulating what was measured -------------------------------------------------------------------------------
@@ -188,7 +204,7 @@ def _pauses(observation: Observation) -> tuple[float, float, float, float]:
 
 def work_of(observation: Observation, costs: Mapping[str, LinearCost]) -> list[RankWork]:
     """The run's programs, priced."""
-    fingerprint = observation.configuration.fingerprint[:12]
+    configuration = observation.configuration
     priced: dict[tuple[str, tuple[float, ...]], float] = {}
     works = []
     for operations in observation.operations:
@@ -204,7 +220,8 @@ def work_of(observation: Observation, costs: Mapping[str, LinearCost]) -> list[R
             name, values = class_of(operation), terms(operation.work, messages_of(operation))
             price = priced.get((name, values))
             if price is None:
-                model = costs.get(f"{fingerprint}/{name}") or costs.get(name) or costs[kind_of(operation)]
+                keys = keys_of(operation, configuration.fingerprint, configuration.ranks)
+                model = next(costs[key] for key in keys if key in costs)
                 price = priced[name, values] = model.seconds(dict(zip(TERMS, values, strict=True)))
             seconds[index] = price
         works.append(RankWork(operations, seconds, flights))
@@ -233,16 +250,17 @@ class Parameter:
 
 
 PARAMETERS = (
-    Parameter("efficiency", "network", 0.955, 0.8, 1.05, 0.03),
-    Parameter("latency", "network", 2e-4, 1e-6, 1e-2, 0.7),
+    Parameter("efficiency", "network", 0.95, 0.8, 1.05, 0.03),
+    Parameter("reduce_efficiency", "network", 0.9, 0.7, 1.05, 0.03),
+    Parameter("latency", "network", 1.5e-4, 1e-6, 1e-2, 0.7),
     Parameter("send_seconds", "network", 1e-4, 1e-6, 5e-3, 0.7),
     Parameter("receive_seconds", "network", 1e-4, 1e-6, 5e-3, 0.7),
     Parameter("byte_seconds", "network", 4e-10, 1e-12, 2e-8, 0.7),
-    Parameter("reduce_step_seconds", "network", 4e-4, 1e-6, 1e-2, 0.5),
-    Parameter("post_seconds", "network", 1.5e-4, 1e-6, 5e-3, 0.7),
-    Parameter("wake_seconds", "network", 8e-5, 1e-6, 5e-3, 0.7),
+    Parameter("reduce_step_seconds", "network", 3e-4, 1e-6, 1e-2, 0.5),
+    Parameter("post_seconds", "network", 2.5e-4, 1e-6, 5e-3, 0.7),
+    Parameter("wake_seconds", "network", 1e-4, 1e-6, 5e-3, 0.7),
     Parameter("shared", "host", 0.05, 1e-3, 1.0, 0.7),
-    Parameter("slice_seconds", "host", 2.8e-3, 2e-4, 2e-2, 0.5),
+    Parameter("slice_seconds", "host", 4e-3, 2e-4, 2e-2, 0.5),
     Parameter("balance_seconds", "host", 2e-3, 1e-5, 1e-2, 0.7),
 )
 ERROR_SCALE = 0.03
@@ -272,9 +290,13 @@ class Target:
     epoch: float
     components: Floats
     """[`COMPONENTS`] mean over ranks."""
+    slowness: float
+    """Of the machine while it was measured."""
 
 
-def targets(observations: Sequence[Observation], operations: Mapping[str, LinearCost]) -> list[Target]:
+def targets(
+    observations: Sequence[Observation], operations: Mapping[str, LinearCost], slowness: Mapping[Observation, float]
+) -> list[Target]:
     """One target a configuration."""
     grouped: dict[Configuration, list[Observation]] = defaultdict(list)
     for observation in observations:
@@ -282,8 +304,11 @@ def targets(observations: Sequence[Observation], operations: Mapping[str, Linear
     found = []
     for configuration, repeats in grouped.items():
         components = np.mean([measured_components(each) for each in repeats], axis=0)
-        epoch = float(np.exp(np.mean(np.log([each.seconds for each in repeats]))))
-        found.append(Target(configuration, work_of(repeats[0], operations), epoch, components))
+        epoch, slow = (
+            float(np.exp(np.mean(np.log(values))))
+            for values in zip(*((each.seconds, slowness[each]) for each in repeats), strict=True)
+        )
+        found.append(Target(configuration, work_of(repeats[0], operations), epoch, components, slow))
     return found
 
 
@@ -313,6 +338,7 @@ def simulated_components(simulation: Simulation) -> Floats:
 
 def errors_of(target: Target, host: HostCosts, network: NetworkCosts) -> Floats:
     """[1 + components] log of simulated over measured epoch time, then each component's error as a share of the epoch."""
+    host = host.model_copy(update={"slowness": target.slowness})
     simulation = resimulate(target.configuration, target.work, host, network)
     epoch = float(np.log(simulation.epoch_seconds / target.epoch))
     return np.concatenate([[epoch], (simulated_components(simulation) - target.components) / target.epoch])
@@ -341,8 +367,8 @@ class WholeRunFit:
 
 LARGEST_STEP = 0.3
 """Of a logarithm, in one step without a configuration: beyond that the linearisation says nothing."""
-DIFFERENCE = 0.1
-"""Of a logarithm, for derivatives: simulated times are piecewise smooth only."""
+DIFFERENCE = 0.25
+"""Of a prior's standard deviation, to both sides, for derivatives: simulated times are only piecewise smooth."""
 
 
 def _prior() -> tuple[Floats, Floats]:
@@ -354,7 +380,7 @@ def _bounds() -> tuple[Floats, Floats]:
 
 
 def fit_whole_runs(
-    found: Sequence[Target], host: HostCosts, network: NetworkCosts, *, jobs: int = 1, steps: int = 6
+    found: Sequence[Target], host: HostCosts, network: NetworkCosts, *, jobs: int = 1, steps: int = 4
 ) -> WholeRunFit:
     """Find `PARAMETERS`: damped Gauss–Newton on epoch and component errors, outliers weighing less (Huber)."""
     start, prior = _prior()
@@ -375,15 +401,16 @@ def fit_whole_runs(
     best = cost(residuals, point)
     jacobian = np.zeros((*residuals.shape, len(point)))
     for _ in range(steps):
-        moved = [np.clip(point + DIFFERENCE * unit, low, high) for unit in np.eye(len(point))]
-        jacobian = np.stack([(each - residuals) / DIFFERENCE for each in errors(moved)], axis=-1)
+        moved = [np.clip(point + sign * each, low, high) for sign in (1.0, -1.0) for each in np.diag(DIFFERENCE * prior)]
+        outcomes, apart = errors(moved), 2.0 * DIFFERENCE * prior
+        jacobian = np.moveaxis(outcomes[: len(point)] - outcomes[len(point) :], 0, -1) / apart
         weighted = jacobian * huber(residuals)[..., None]
         flat, target = weighted.reshape(-1, len(point)), (huber(residuals) * residuals).ravel()
         normal = flat.T @ flat + np.diag(prior**-2.0)
         gradient = flat.T @ target + (point - start) / prior**2
         step = -np.linalg.solve(normal, gradient)
         step *= min(1.0, 1.0 / float(np.abs(step).max()))
-        candidates = [np.clip(point + length * step, low, high) for length in (1.0, 0.5, 0.2, 0.05)]
+        candidates = [np.clip(point + length * step, low, high) for length in (1.0, 0.6, 0.3, 0.1)]
         outcomes = errors(candidates)
         costs = [cost(outcome, candidate) for outcome, candidate in zip(outcomes, candidates, strict=True)]
         chosen = int(np.argmin(costs))
@@ -401,9 +428,10 @@ def huber(residuals: Floats, bend: float = 2.0) -> Floats:
 def calibrate(observations: Sequence[Observation], *, jobs: int = 1) -> Calibration:
     """Fit everything. Raises MisuseError for runs that cannot be calibrated together."""
     _check_graphs(observations)
-    host = fit_idleness(observations, fit_host(observations))
-    operations = fit_operations(observations, host)
-    found = targets(observations, operations)
+    host, slowness = fit_speed(observations)
+    host = fit_pauses(observations, host, slowness)
+    operations = fit_operations(observations, host, slowness)
+    found = targets(observations, operations, slowness)
     whole = fit_whole_runs(found, host, NetworkCosts(), jobs=jobs)
     errors = left_out_errors(found, whole, host)
     host, network = install(host, NetworkCosts(), whole.logs)
@@ -417,20 +445,44 @@ def calibrate(observations: Sequence[Observation], *, jobs: int = 1) -> Calibrat
         operations=operations,
         errors=tuple(errors),
         noise=repeat_noise(observations),
+        noise_at_speed=slowness_noise(observations, slowness, found, host, network),
         calibrated=_range_of(observations),
         runs=tuple(_provenance(each) for each in observations),
         notes=tuple(_notes(observations)),
     )
-    return Calibration(costs, tuple(found), whole)
+    return Calibration(costs, tuple(found), whole, slowness)
 
 
 def left_out_errors(found: Sequence[Target], whole: WholeRunFit, host: HostCosts) -> list[EpochError]:
     """Each configuration's error with the parameters that the others alone give; its operations' costs stay."""
     errors = []
     for index, target in enumerate(found):
-        error = errors_of(target, *install(host, NetworkCosts(), whole.without(index)))[0]
-        errors.append(EpochError(oversubscribed=target.configuration.ranks > host.cores, log_ratio=-float(error)))
+        models = install(host, NetworkCosts(), whole.without(index))
+        usual, at_speed = (-float(errors_of(each, *models)[0]) for each in (replace(target, slowness=1.0), target))
+        errors.append(EpochError(oversubscribed=target.configuration.ranks > host.cores, log_ratio=usual, at_speed=at_speed))
     return errors
+
+
+def slowness_noise(
+    observations: Sequence[Observation],
+    slowness: Mapping[Observation, float],
+    found: Sequence[Target],
+    host: HostCosts,
+    network: NetworkCosts,
+) -> float:
+    """`repeat_noise` without what the machine's speed explains: each configuration's elasticity is simulated."""
+    step = 1.15
+    squares, freedom = 0.0, 0
+    for target in found:
+        runs = [each for each in observations if each.configuration == target.configuration]
+        slow, fast = (
+            errors_of(replace(target, slowness=target.slowness * each), host, network)[0] for each in (step, 1 / step)
+        )
+        elasticity = float(slow - fast) / (2.0 * np.log(step))
+        left = np.log([each.seconds for each in runs]) - elasticity * np.log([slowness[each] for each in runs])
+        squares += float(((left - left.mean()) ** 2).sum())
+        freedom += len(runs) - 1
+    return float(np.sqrt(squares / freedom)) if freedom else 0.0
 
 
 @dataclass(frozen=True)
@@ -440,6 +492,7 @@ class Calibration:
     costs: Costs
     targets: tuple[Target, ...]
     fit: WholeRunFit
+    slowness: Mapping[Observation, float]
 
 
 def repeat_noise(observations: Sequence[Observation]) -> float:

@@ -3,9 +3,11 @@
 A cost is a sum of non-negative coefficients times terms of the operation's work (a constant, rows × width, nonzeros × width,
 flops, bytes), so that more work never costs less. An operation is priced by the most particular model that knows it:
 
-1. its *class* (kind, detail, direction, part, dims) on the graph asked for,
-2. the class on any graph,
-3. its *kind* and detail with any dims: marked extrapolated.
+1. its *class* (kind, detail, direction, part, dims) on the graph and number of ranks asked for: what fits a cache on eight
+   ranks may not on two,
+2. the class on the graph,
+3. the class on any graph,
+4. its *kind* and detail with any dims: marked extrapolated.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from halocast.errors import MisuseError
 from halocast.simulator.cores import Scheduling
 from halocast.traces.operations import Exchange, Operation, Wait, Work
 
-COSTS_VERSION = 1
+COSTS_VERSION = 2
 TERMS = ("constant", "row_values", "edge_values", "flops", "bytes", "rows", "messages")
 Floats = npt.NDArray[np.float64]
 
@@ -60,6 +62,12 @@ def class_of(operation: Operation) -> str:
 def kind_of(operation: Operation) -> str:
     """Its type and detail: what it does, on whatever."""
     return f"{type(operation).__name__} {operation.detail}".rstrip()
+
+
+def keys_of(operation: Operation, fingerprint: str, ranks: int) -> tuple[str, ...]:
+    """What the models that can price the operation are called, the most particular first."""
+    name, graph = class_of(operation), fingerprint[:12]
+    return tuple(dict.fromkeys((f"{graph}/{ranks}/{name}", f"{graph}/{name}", name, kind_of(operation))))
 
 
 class LinearCost(Record):
@@ -105,6 +113,8 @@ class NetworkCosts(Record):
 
     efficiency: float = 1.0
     """Payload bytes over the bytes that a link's rate counts."""
+    reduce_efficiency: float = 1.0
+    """The same of all-reduces, which wait for each other's segments."""
     latency: float = 1e-4
     """Seconds from both ends being ready to the first byte."""
     send_seconds: float = 5e-5
@@ -139,6 +149,10 @@ class HostCosts(Record):
     """How much more CPU time the same work takes on an idle host than on a busy one, as a logarithm (clock rate, caches
     gone cold): times exp(idleness × (reference_utilisation − utilisation))."""
     reference_utilisation: float = 0.5
+    slowness: float = 1.0
+    """CPU time over that of the cost models: 1 for the machine as it usually was, more while something else slows it."""
+    slowness_spread: float = 0.0
+    """Standard deviation of log(slowness) between calibration runs: neighbours on the same host, clock rates."""
     slice_seconds: float = 3e-3
     balance_seconds: float = 1e-3
     shared: float = 0.0
@@ -148,8 +162,8 @@ class HostCosts(Record):
     """Mean length of a stall; lengths are exponential."""
 
     def inflation(self, utilisation: float) -> float:
-        """CPU time at that utilisation (of all cores, by the ranks' own operations) over the time at the reference."""
-        return float(np.exp(self.idleness * (self.reference_utilisation - min(max(utilisation, 0.0), 1.0))))
+        """CPU time at that utilisation (of all cores, by the ranks' own operations) over the cost models'."""
+        return self.slowness * float(np.exp(self.idleness * (self.reference_utilisation - min(max(utilisation, 0.0), 1.0))))
 
     @property
     def scheduling(self) -> Scheduling:
@@ -217,7 +231,9 @@ class EpochError(Record):
     oversubscribed: bool
     """Whether its ranks outnumbered the cores."""
     log_ratio: float
-    """log(measured / simulated)."""
+    """log(measured / simulated), simulated on the machine at its usual speed."""
+    at_speed: float
+    """The same at the speed that the machine had while the configuration was measured."""
 
 
 class Costs(Record):
@@ -237,6 +253,8 @@ class Costs(Record):
     """Of every configuration when it is left out of the calibration: what intervals are made of."""
     noise: float
     """Standard deviation of log(epoch time of a run / mean of its configuration's runs); 0 without repeats."""
+    noise_at_speed: float
+    """What is left of it once the machine's speed in each run is taken out."""
     calibrated: CalibratedRange
     runs: tuple[Provenance, ...]
     notes: tuple[str, ...] = ()
@@ -245,27 +263,28 @@ class Costs(Record):
     moved: str = ""
     """From which device to which these costs were moved, if they were: every price says so."""
 
-    def price(self, operation: Operation, fingerprint: str) -> Price:
-        """Seconds alone on a core. Raises MisuseError for an operation of a kind that was never calibrated."""
+    def price(self, operation: Operation, fingerprint: str, ranks: int) -> Price:
+        """Seconds alone on a core, by the most particular model; extrapolated where no model has seen such work.
+
+        Raises MisuseError for an operation of a kind that was never calibrated.
+        """
         values = dict(zip(TERMS, terms(operation.work, messages_of(operation)), strict=True))
-        name = class_of(operation)
-        reason = ""
-        for key in (f"{fingerprint[:12]}/{name}", name, kind_of(operation)):
-            model = self.operations.get(key)
-            if model is None:
-                continue
-            if key == kind_of(operation) and key != name:
-                reason = f"{name}: its dims were not calibrated"
-            elif not model.covers(values):
-                reason = f"{name}: work outside the calibrated range"
-            reason = "; ".join(filter(None, (self.moved, reason)))
-            return Price(
-                seconds=model.seconds(values), spread=float(np.hypot(model.residual, model.noise)), extrapolated=reason
+        name, kind = class_of(operation), kind_of(operation)
+        known = [(key, model) for key in keys_of(operation, fingerprint, ranks) if (model := self.operations.get(key))]
+        if not known:
+            raise MisuseError(
+                f"no calibrated cost for {kind}: the calibration runs never did it; "
+                "calibrate on a run of this method and model as well"
             )
-        raise MisuseError(
-            f"no calibrated cost for {kind_of(operation)}: the calibration runs never did it; "
-            "calibrate on a run of this method and model as well"
-        )
+        of_class = [model for key, model in known if key != kind or kind == name]
+        reason = ""
+        if not of_class:
+            reason = f"{name}: its dims were not calibrated"
+        elif not any(model.covers(values) for model in of_class):
+            reason = f"{name}: work outside the calibrated range"
+        reason = "; ".join(filter(None, (self.moved, reason)))
+        model = known[0][1]
+        return Price(seconds=model.seconds(values), spread=float(np.hypot(model.residual, model.noise)), extrapolated=reason)
 
     def save(self, path: Path) -> None:
         """Write by atomic rename."""

@@ -202,8 +202,9 @@ class _Run:
         self.mains = [cores.thread() for cores in self.cores]
         self.threads = [_TransportThread(cores) for cores in self.cores]
         self.flights: dict[Key, dict[int, _Flight]] = {}
+        self.turns: dict[Key, int] = {}
         self.handed: dict[Key, dict[tuple[int, int], simpy.Event]] = {}
-        self.slowness = [1.0] * len(work)
+        self.slowness = [machine.host.slowness] * len(work)
         self.demand = self._demand()
         self.timelines = [RankTimeline(np.zeros(len(each.operations)), np.zeros(len(each.operations))) for each in work]
 
@@ -227,13 +228,13 @@ class _Run:
     def _rank(self, rank: int) -> Generator[simpy.Event, Any, None]:
         environment, host, network = self.environment, self.machine.host, self.machine.network
         work, timeline, cores, thread = self.work[rank], self.timelines[rank], self.cores[rank], self.mains[rank]
-        between = host.epoch_seconds
         stalls = _Stalls(host, self.seed, rank) if self.machine.hosts is not None and host.stall_rate > 0.0 else None
-        slowness = 1.0
+        slowness = host.slowness
         for epoch in range(self.epochs):
             is_last, counts = epoch == self.epochs - 1, epoch >= UNCOUNTED_EPOCHS
             timeline.begin = environment.now
             costs, gap = (work.seconds * slowness).tolist(), host.gap_seconds * slowness
+            between = host.epoch_seconds * slowness
             self.slowness[rank] = slowness
             open_flights: dict[int, _Flight] = {}
             pending, first, woken = 0.0, 0, -1
@@ -278,7 +279,7 @@ class _Run:
             if host.idleness and timeline.end > timeline.begin:
                 slowness = host.inflation(self.demand[rank] * slowness / (timeline.end - timeline.begin))
             if rank == 0 and host.first_rank_seconds and not is_last:
-                yield cores.run(thread, host.first_rank_seconds)
+                yield cores.run(thread, host.first_rank_seconds * slowness)
 
     @staticmethod
     def _note(
@@ -303,6 +304,7 @@ class _Run:
             missing[message.peer] = missing.get(message.peer, 0) + 1
         flight = _Flight(missing, index=index, rank=rank)
         posted = self.flights.setdefault(key, {})
+        self.turns.setdefault(key, len(self.turns))
         posted[rank] = flight
         for message in operation.outgoing:
             if message.peer in posted:
@@ -314,14 +316,14 @@ class _Run:
 
     def _send(self, key: Key, source: int, target: int, size: float) -> None:
         network, topology = self.machine.network, self.machine.topology
-        flights = self.flights[key]
+        flights, turn = self.flights[key], self.turns[key]
 
         def transfer() -> None:
             if size <= network.send_buffer_bytes:  # the rest is the network's: the sender's rows are free again
                 self._complete(flights[source], target)
             _on(
                 self.environment.timeout(latency),
-                lambda _: _on(self.fabric.send(source, target, size / network.efficiency), arrived),
+                lambda _: _on(self.fabric.send(source, target, size / network.efficiency, turn), arrived),
             )
 
         def arrived(_: simpy.Event) -> None:
@@ -366,7 +368,7 @@ class _Run:
         environment, network = self.environment, self.machine.network
         world, thread = len(self.work), self.cores[rank].thread()
         before = (rank - 1) % world
-        chunk = size / world / network.efficiency
+        chunk = size / world / network.reduce_efficiency
         handed = self.handed.setdefault(key, {})
         for step in range(2 * (world - 1)):
             yield self.cores[rank].run(thread, network.reduce_step_seconds * self.slowness[rank])
@@ -376,7 +378,8 @@ class _Run:
                 yield arrival
             same = self.machine.topology.host[before] == self.machine.topology.host[rank]
             latency = self.machine.topology.latency_inside if same else self.machine.topology.latency
-            yield environment.timeout(network.latency + latency + self.fabric.delay(before, rank, chunk))
+            yield environment.timeout(network.latency + latency)
+            yield self.fabric.follow(before, rank, chunk)
         self._complete(self.flights[key][rank], -1)
 
 

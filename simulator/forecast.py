@@ -129,7 +129,7 @@ def price_programs(costs: Costs, scenario: Scenario, reasons: list[str]) -> list
     method = METHODS[scenario.method]
 
     def price(operation: Operation) -> float:
-        found = costs.price(operation, scenario.fingerprint)
+        found = costs.price(operation, scenario.fingerprint, scenario.ranks)
         if found.extrapolated:
             reasons.extend(found.extrapolated.split("; "))
         return found.seconds

@@ -40,14 +40,17 @@ class Interval(BaseModel):
         return Interval(value=self.value * factor, low=self.low * factor, high=self.high * factor)
 
 
-def log_bounds(errors: Sequence[EpochError], noise: float, *, oversubscribed: bool) -> tuple[float, float]:
+def log_bounds(
+    errors: Sequence[EpochError], noise: float, *, oversubscribed: bool, at_speed: bool = False
+) -> tuple[float, float]:
     """Bounds of log(one measurement / forecast): of errors of this kind where there are enough, of all otherwise.
 
     Errors are of configurations, means over repeats; a single run scatters about its configuration by `noise` (a standard
-    deviation), which is added to them.
+    deviation), which is added to them. `at_speed`: the machine's speed is known, and so are noise and errors without it.
     """
-    alike = [each.log_ratio for each in errors if each.oversubscribed == oversubscribed]
-    chosen = np.array(alike if len(alike) >= ENOUGH else [each.log_ratio for each in errors])
+    alike = [each for each in errors if each.oversubscribed == oversubscribed]
+    used = alike if len(alike) >= ENOUGH else errors
+    chosen = np.array([each.at_speed if at_speed else each.log_ratio for each in used])
     count = len(chosen)
     if count < 3:
         half = max(LEAST_SPREAD, 3.0 * noise, 3.0 * float(np.abs(chosen).max(initial=0.0)))
@@ -66,11 +69,12 @@ def interval(
     *,
     oversubscribed: bool,
     extrapolated: bool = False,
+    at_speed: bool = False,
     spread: float = 0.0,
 ) -> Interval:
     """The 90 % interval of one run's epoch time forecast as `value`; `spread` is the standard deviation of the logarithm of
     what else may be wrong and shows in no error (fitted statistics, moved costs)."""
-    low, high = log_bounds(errors, noise, oversubscribed=oversubscribed)
+    low, high = log_bounds(errors, noise, oversubscribed=oversubscribed, at_speed=at_speed)
     if extrapolated:
         middle, half = (low + high) / 2.0, (high - low) / 2.0 * EXTRAPOLATION
         low, high = middle - half, middle + half

@@ -7,7 +7,7 @@ flows across it; the others grow on. Bertsekas and Gallager, Data Networks, sect
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -170,6 +170,7 @@ class _Flow:
     path: tuple[int, ...]
     left: float
     done: simpy.Event
+    turn: int
     rate: float = 0.0
 
 
@@ -191,8 +192,11 @@ class Fabric:
         self._paths: dict[tuple[int, int], tuple[int, ...]] = {}
         self._crossing = np.zeros(len(self._credit), dtype=np.int64)
 
-    def send(self, source: int, target: int, size: float) -> simpy.Event:
-        """`size` bytes from now on; the event fires when the last of them has arrived."""
+    def send(self, source: int, target: int, size: float, turn: int = 0) -> simpy.Event:
+        """`size` bytes from now on; the event fires when the last of them has arrived.
+
+        Flows of a lower `turn` go first: what is queued before a port already is not overtaken by what comes later.
+        """
         path = self._paths.get((source, target))
         if path is None:
             path = self._paths[source, target] = self.topology.path(source, target)
@@ -202,29 +206,37 @@ class Fabric:
             left -= self._take_credit(path, left)
         if left <= 0.0:
             return done.succeed()
-        self._flows.append(_Flow(path, left, done))
+        self._flows.append(_Flow(path, left, done, turn))
         for resource in path:
             self._crossing[resource] += 1
         self._solve_soon()
         return done
 
-    def delay(self, source: int, target: int, size: float) -> float:
-        """How long a small message takes that is not worth a flow: the queue before it, then its own bytes."""
+    def follow(self, source: int, target: int, size: float) -> simpy.Event:
+        """A small message that is not worth a flow; the event fires when it has arrived.
+
+        It goes behind the flows of its own connection, waits in the ports' queues, then takes its own bytes' time.
+        """
         path, capacity = self.topology.path(source, target), self.topology.capacity
         narrowest = min(capacity[resource] for resource in path)
-        if np.isinf(narrowest):
+        own = 0.0 if np.isinf(narrowest) else float(size / narrowest)
+        ahead = next((flow for flow in reversed(self._flows) if flow.path == path), None)
+        if ahead is None:
+            return self.environment.timeout(own + self._queue(path, narrowest))
+        return self.environment.process(self._behind(ahead.done, own))
+
+    def _behind(self, ahead: simpy.Event, own: float) -> Generator[simpy.Event, None, None]:
+        yield ahead
+        yield self.environment.timeout(own)
+
+    def _queue(self, path: Sequence[int], narrowest: float) -> float:
+        """Seconds that a packet waits in the ports on its way: until they have drained, at most as long as they queue."""
+        if not self.topology.queue_seconds or not self._flows:
             return 0.0
-        queued = 0.0
-        if self._flows:
-            self._advance()
-            for flow in self._flows:  # of the same connection: it goes first
-                if flow.path == path and flow.rate > 0.0:
-                    queued = max(queued, flow.left / flow.rate)
-            if self.topology.queue_seconds:
-                ports = {resource for resource in path if np.isfinite(capacity[resource])}
-                waiting = sum(flow.left for flow in self._flows if not ports.isdisjoint(flow.path)) / narrowest
-                queued = max(queued, min(waiting, self.topology.queue_seconds))
-        return float(queued + size / narrowest)
+        self._advance()
+        ports = {resource for resource in path if np.isfinite(self.topology.capacity[resource])}
+        waiting = sum(flow.left for flow in self._flows if not ports.isdisjoint(flow.path)) / narrowest
+        return min(waiting, self.topology.queue_seconds)
 
     def _take_credit(self, path: Sequence[int], size: float) -> float:
         """Bytes that pass unshaped: what the emptiest bucket on the way holds. A bucket fills while its link is idle."""
@@ -262,15 +274,25 @@ class Fabric:
         if not self._flows:
             self._alarm += 1
             return
-        rates = max_min_rates(np.array([flow.path for flow in self._flows]), self.topology.capacity)
-        for flow, rate in zip(self._flows, rates.tolist(), strict=True):
-            flow.rate = rate
+        capacity = self.topology.capacity
+        turns = sorted({flow.turn for flow in self._flows})
+        for turn in turns:
+            flows = [flow for flow in self._flows if flow.turn == turn]
+            paths = np.array([flow.path for flow in flows])
+            rates = max_min_rates(paths, capacity)
+            for flow, rate in zip(flows, rates.tolist(), strict=True):
+                flow.rate = rate
+            if turn != turns[-1]:
+                used = np.bincount(paths.ravel(), weights=np.repeat(rates, paths.shape[1]), minlength=len(capacity))
+                capacity = np.maximum(capacity - used, 0.0)
+                capacity[capacity < 1e-9 * self.topology.capacity] = 0.0
+                capacity[-1] = np.inf
         self._set_alarm()
 
     def _set_alarm(self) -> None:
         self._alarm += 1
         alarm = self._alarm
-        soonest = min(flow.left / flow.rate for flow in self._flows)
+        soonest = min(flow.left / flow.rate for flow in self._flows if flow.rate > 0.0)
 
         def ring(_: simpy.Event) -> None:
             if alarm == self._alarm:

@@ -20,17 +20,18 @@ from halocast.simulator.calibrate import (
     COMPONENTS,
     Calibration,
     calibrate,
-    fit_host,
     fit_operations,
+    fit_pauses,
     install,
     measured_components,
     model_keys,
     resimulate,
     simulated_components,
+    slowness_of,
     work_of,
 )
 from halocast.simulator.costs import EpochError, HostCosts, NetworkCosts
-from halocast.simulator.engine import RankWork
+from halocast.simulator.engine import RankWork, Simulation
 from halocast.simulator.forecast import bytes_of
 from halocast.simulator.intervals import Interval, interval
 from halocast.simulator.memory import fit_memory, peak_bytes
@@ -43,23 +44,36 @@ FEWEST = 4
 
 
 @dataclass
+class Forecasts:
+    """What was forecast of a configuration, in seconds an epoch."""
+
+    seconds: float
+    """From all other configurations."""
+    baselines: dict[str, float] = field(default_factory=dict)
+    interval: Interval | None = None
+    held_out_link: float | None = None
+    """From configurations with other links."""
+    held_out_ranks: float | None = None
+    """From configurations with other numbers of ranks."""
+
+
+@dataclass
 class Row:
     """One configuration: what it did and what was forecast of it."""
 
     configuration: Configuration
     runs: list[float]
     """Epoch seconds of its repeats."""
+    slowness: list[float]
+    """Of the machine in each of them, from CPU times alone."""
     oversubscribed: bool
-    forecast: float = 0.0
-    """From all other configurations."""
-    interval: Interval | None = None
-    baselines: dict[str, float] = field(default_factory=dict)
-    held_out_link: float | None = None
-    """Forecast from configurations with other links."""
-    held_out_ranks: float | None = None
-    """Forecast from configurations with other numbers of ranks."""
+    usual: Forecasts
+    """The machine taken to be as fast as it usually was."""
+    at_speed: Forecasts
+    """The machine taken to be as fast as it was in these runs."""
     measured_components: Floats = field(default_factory=lambda: np.zeros(3))
     forecast_components: Floats = field(default_factory=lambda: np.zeros(3))
+    """At speed."""
     bytes_traced: int = 0
     bytes_forecast: int = 0
     peaks: list[tuple[float, float]] = field(default_factory=list)
@@ -70,9 +84,14 @@ class Row:
         """Geometric mean of the repeats, in seconds."""
         return float(np.exp(np.mean(np.log(self.runs))))
 
-    def error(self, value: float | None = None) -> float:
-        """Signed relative error of a forecast (by default the leave-one-out one)."""
-        return (self.forecast if value is None else value) / self.measured - 1.0
+    @property
+    def machine(self) -> float:
+        """Geometric mean of the slowness."""
+        return float(np.exp(np.mean(np.log(self.slowness))))
+
+    def error(self, forecast: float) -> float:
+        """Signed relative error."""
+        return forecast / self.measured - 1.0
 
 
 @dataclass(frozen=True)
@@ -81,8 +100,16 @@ class Validation:
 
     calibration: Calibration
     rows: tuple[Row, ...]
-    noise: float
-    """Standard deviation of log(run / mean of its configuration)."""
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of log(run / mean of its configuration)."""
+        return self.calibration.costs.noise
+
+    @property
+    def noise_at_speed(self) -> float:
+        """What the machine's speed in each run leaves of it."""
+        return self.calibration.costs.noise_at_speed
 
 
 def validate(
@@ -102,52 +129,66 @@ def validate(
         )
     report(f"calibrating on all {len(groups)} configurations")
     whole = calibrate(observations, jobs=jobs)
-    cores = whole.costs.host.cores
     rows = []
     for index, target in enumerate(whole.targets):
         own = groups[target.configuration]
         others = [each for each in observations if each.configuration != target.configuration]
-        row = Row(target.configuration, [each.seconds for each in own], target.configuration.ranks > cores)
-        _leave_one_out(row, own, others, index, whole)
+        row = _leave_one_out(own, others, index, whole)
         rows.append(row)
-        report(f"{index + 1}/{len(groups)} {row.configuration}: {100 * row.error():+.1f} %")
+        report(
+            f"{index + 1}/{len(groups)} {row.configuration}: {100 * row.error(row.usual.seconds):+.1f} %, "
+            f"at the machine's speed {100 * row.error(row.at_speed.seconds):+.1f} %"
+        )
     for row in rows:
         errors = [
-            EpochError(oversubscribed=each.oversubscribed, log_ratio=float(np.log(each.measured / each.forecast)))
+            EpochError(
+                oversubscribed=each.oversubscribed,
+                log_ratio=float(np.log(each.measured / each.usual.seconds)),
+                at_speed=float(np.log(each.measured / each.at_speed.seconds)),
+            )
             for each in rows
             if each is not row
         ]
-        row.interval = interval(row.forecast, errors, whole.costs.noise, oversubscribed=row.oversubscribed)
+        for found, noise, at_speed in (
+            (row.usual, whole.costs.noise, False),
+            (row.at_speed, whole.costs.noise_at_speed, True),
+        ):
+            found.interval = interval(found.seconds, errors, noise, oversubscribed=row.oversubscribed, at_speed=at_speed)
     if hold_out_values:
         _hold_out(rows, observations, groups, jobs, report)
-    return Validation(whole, tuple(rows), whole.costs.noise)
+    return Validation(whole, tuple(rows))
 
 
-def _leave_one_out(row: Row, own: Sequence[Observation], others: Sequence[Observation], index: int, whole: Calibration) -> None:
-    host, network = install(_host_without(others, whole.costs.host), NetworkCosts(), whole.fit.without(index))
-    operations = fit_operations(others, host, only=model_keys(own[0]))
+def _leave_one_out(own: Sequence[Observation], others: Sequence[Observation], index: int, whole: Calibration) -> Row:
+    configuration = own[0].configuration
+    # how idleness slows a host comes from the slope of all runs, which no one configuration moves; pauses from the others
+    host = fit_pauses(others, whole.costs.host, whole.slowness)
+    host, network = install(host, NetworkCosts(), whole.fit.without(index))
+    operations = fit_operations(others, host, whole.slowness, only=model_keys(own[0]))
     work = work_of(own[0], operations)
-    simulation = resimulate(row.configuration, work, host, network)
-    row.forecast = simulation.epoch_seconds
-    row.forecast_components = simulated_components(simulation)
-    row.measured_components = np.mean([measured_components(each) for each in own], axis=0)
-    row.baselines = baselines(row.configuration, work, host, network, others)
-    row.bytes_forecast = bytes_of(work)[0]
+    slowness = [slowness_of(each, host, operations) for each in own]
+
+    def forecast(host: HostCosts) -> tuple[Forecasts, Simulation]:
+        simulation = resimulate(configuration, work, host, network)
+        return Forecasts(simulation.epoch_seconds, baselines(configuration, work, host, network, others)), simulation
+
+    usual, _ = forecast(host)
+    at_speed, simulation = forecast(host.model_copy(update={"slowness": float(np.exp(np.mean(np.log(slowness))))}))
+    row = Row(
+        configuration, [each.seconds for each in own], slowness, configuration.ranks > host.cores, usual, at_speed,
+        measured_components=np.mean([measured_components(each) for each in own], axis=0),
+        forecast_components=simulated_components(simulation),
+        bytes_forecast=bytes_of(work)[0],
+    )  # fmt: skip
     spans = own[0].spans
     sent = spans.loc[spans["op"] == "Exchange"].groupby("epoch")["bytes_out"].sum()
     row.bytes_traced = int(sent.iloc[-1]) if len(sent) else 0
     memory = fit_memory(others)
     if memory is not None and own[0].peak_bytes:
         measured = np.mean([each.peak_bytes for each in own], axis=0)
-        forecast = [peak_bytes(memory, view, row.configuration.method) for view in own[0].views()]
-        row.peaks = list(zip(measured.tolist(), forecast, strict=True))
-
-
-def _host_without(others: Sequence[Observation], fitted: HostCosts) -> HostCosts:
-    """The host's pauses from the others; how idleness slows it comes from the slope of all, which no one run moves."""
-    return fit_host(others).model_copy(
-        update={"idleness": fitted.idleness, "reference_utilisation": fitted.reference_utilisation}
-    )
+        peaks = [peak_bytes(memory, view, configuration.method) for view in own[0].views()]
+        row.peaks = list(zip(measured.tolist(), peaks, strict=True))
+    return row
 
 
 def _hold_out(
@@ -167,10 +208,15 @@ def _hold_out(
             report(f"calibrating without {name} {value:g}")
             costs = calibrate(kept, jobs=jobs).costs
             for row in rows:
-                if getattr(row.configuration, name) == value:
-                    work = work_of(groups[row.configuration][0], costs.operations)
-                    seconds = resimulate(row.configuration, work, costs.host, costs.network).epoch_seconds
-                    setattr(row, f"held_out_{name}", seconds)
+                if getattr(row.configuration, name) != value:
+                    continue
+                own = groups[row.configuration]
+                work = work_of(own[0], costs.operations)
+                slowness = np.log([slowness_of(each, costs.host, costs.operations) for each in own])
+                for found, factor in ((row.usual, 1.0), (row.at_speed, float(np.exp(slowness.mean())))):
+                    host = costs.host.model_copy(update={"slowness": factor})
+                    seconds = resimulate(row.configuration, work, host, costs.network).epoch_seconds
+                    setattr(found, f"held_out_{name}", seconds)
 
 
 # -- what anybody would try first -------------------------------------------------------------------------------
@@ -191,7 +237,7 @@ def baselines(
     their slowest pair (as AdaQP's assignment counts). "uniform all-to-all": the same volume, spread evenly over ports.
     """
     ranks = configuration.ranks
-    stretch = max(1.0, ranks / host.cores)
+    stretch = max(1.0, ranks / host.cores) * host.slowness
     rate = (configuration.link or network.unshaped_rate) * network.efficiency
     alpha, beta = _line(configuration, rate, others)
     computing = max(float(each.seconds.sum()) + host.gap_seconds * len(each.operations) for each in work) * stretch
@@ -276,8 +322,6 @@ class Summary:
     worst: float
     signed: float
     """Median of the signed errors."""
-    noise: float
-    """Median over configurations of the standard error of the mean of their repeats."""
 
 
 def summarise(rows: Sequence[Row], value: Callable[[Row], float | None]) -> Summary | None:
@@ -292,21 +336,20 @@ def summarise(rows: Sequence[Row], value: Callable[[Row], float | None]) -> Summ
         float(np.quantile(absolute, 0.95)),
         float(absolute.max()),
         float(np.median(errors)),
-        float(np.median([_standard_error(row) for row in rows])),
     )
 
 
-def _standard_error(row: Row) -> float:
-    return float(np.std(np.log(row.runs), ddof=1) / np.sqrt(len(row.runs))) if len(row.runs) > 1 else 0.0
+Which = Callable[[Row], Forecasts]
+"""Picks a row's forecasts at the machine's usual speed, or at the speed it had."""
 
 
-def coverage(rows: Sequence[Row]) -> tuple[int, int]:
+def coverage(rows: Sequence[Row], which: Which) -> tuple[int, int]:
     """(runs within their configuration's interval, runs)."""
-    held = [row.interval.holds(run) for row in rows if row.interval is not None for run in row.runs]
+    held = [bounds.holds(run) for row in rows if (bounds := which(row).interval) is not None for run in row.runs]
     return sum(held), len(held)
 
 
-def order_kept(rows: Sequence[Row], noise: float) -> tuple[int, int]:
+def order_kept(rows: Sequence[Row], which: Which, noise: float) -> tuple[int, int]:
     """(pairs that the forecast orders as the measurement does, pairs that differ by more than the noise).
 
     Pairs of one graph and model: others nobody would compare. Two means differ when their logarithms do by more than twice
@@ -324,7 +367,7 @@ def order_kept(rows: Sequence[Row], noise: float) -> tuple[int, int]:
         if abs(difference) <= margin:
             continue
         total += 1
-        right += bool(np.sign(np.log(first.forecast / second.forecast)) == np.sign(difference))
+        right += bool(np.sign(np.log(which(first).seconds / which(second).seconds)) == np.sign(difference))
     return right, total
 
 

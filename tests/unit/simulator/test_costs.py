@@ -37,7 +37,7 @@ def model(**coefficients: float) -> LinearCost:
 def costs(**operations: LinearCost) -> Costs:
     return Costs(
         machine="a machine", device="cpu", memory_bytes=1, host=HostCosts(cores=2), network=NetworkCosts(), memory=None,
-        operations=operations, errors=(), noise=0.0,
+        operations=operations, errors=(), noise=0.0, noise_at_speed=0.0,
         calibrated=CalibratedRange(graphs={"f": "g"}, ranks=(2,), widths=(4,), links=(0.0,), methods=("full",), threads=(1,)),
         runs=(),
     )  # fmt: skip
@@ -80,11 +80,17 @@ def test_more_work_never_costs_less(samples, rows, nnz, more_rows, more_nnz):
 def test_the_most_particular_model_prices_an_operation():
     operation = aggregate(10, 1000)
     name = class_of(operation)
-    known = costs(**{f"graph/{name}": model(constant=1.0), name: model(constant=2.0), kind_of(operation): model(constant=3.0)})
-    assert known.price(operation, "graph").seconds == 1.0
-    assert known.price(operation, "other").seconds == 2.0
-    assert not known.price(operation, "graph").extrapolated
-    other = known.price(aggregate(10, 1000, dim=16), "graph")
+    known = costs(
+        **{
+            f"graph/8/{name}": model(constant=0.5), f"graph/{name}": model(constant=1.0), name: model(constant=2.0),
+            kind_of(operation): model(constant=3.0),
+        }
+    )  # fmt: skip
+    assert known.price(operation, "graph", 8).seconds == 0.5
+    assert known.price(operation, "graph", 2).seconds == 1.0
+    assert known.price(operation, "other", 8).seconds == 2.0
+    assert not known.price(operation, "graph", 8).extrapolated
+    other = known.price(aggregate(10, 1000, dim=16), "graph", 8)
     assert other.seconds == 3.0
     assert "dims were not calibrated" in other.extrapolated
 
@@ -92,13 +98,23 @@ def test_the_most_particular_model_prices_an_operation():
 def test_work_beyond_the_range_is_marked():
     operation = aggregate(10, 10**9)
     assert (
-        "outside the calibrated range" in costs(**{class_of(operation): model(constant=1.0)}).price(operation, "x").extrapolated
+        "outside the calibrated range"
+        in costs(**{class_of(operation): model(constant=1.0)}).price(operation, "x", 2).extrapolated
     )
+
+
+def test_work_that_another_number_of_ranks_has_seen_is_not_extrapolated():
+    operation = aggregate(10, 1000)
+    name = class_of(operation)
+    narrow = model(constant=1.0).model_copy(update={"high": dict.fromkeys(TERMS, 1.0)})
+    price = costs(**{f"graph/2/{name}": narrow, f"graph/{name}": model(constant=5.0)}).price(operation, "graph", 2)
+    assert price.seconds == 1.0
+    assert not price.extrapolated
 
 
 def test_an_operation_that_no_run_did_is_refused():
     with pytest.raises(MisuseError, match="no calibrated cost for Transform"):
-        costs(**{class_of(aggregate(1, 1)): model(constant=1.0)}).price(Transform(work=Work(rows=1)), "x")
+        costs(**{class_of(aggregate(1, 1)): model(constant=1.0)}).price(Transform(work=Work(rows=1)), "x", 2)
 
 
 def test_costs_survive_the_file(tmp_path):
@@ -113,7 +129,7 @@ def test_costs_survive_the_file(tmp_path):
         ("", "is not a cost file"),
         ("[]", "costs of version None"),
         ('{"version": 99}', "costs of version 99"),
-        ('{"version": 1}', "Field required"),
+        ('{"version": 2}', "Field required"),
     ],
 )
 def test_a_bad_cost_file_is_one_line(tmp_path, content, message):
@@ -135,7 +151,7 @@ def test_the_file_is_readable_json(tmp_path):
 
 
 def errors(values, oversubscribed=False):
-    return [EpochError(oversubscribed=oversubscribed, log_ratio=float(value)) for value in values]
+    return [EpochError(oversubscribed=oversubscribed, log_ratio=float(value), at_speed=0.5 * float(value)) for value in values]
 
 
 def test_an_interval_holds_nine_in_ten_of_new_errors():

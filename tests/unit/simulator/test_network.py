@@ -83,13 +83,40 @@ def test_a_token_bucket_lets_its_content_pass_at_once_and_fills_while_idle():
     assert ends[2] == pytest.approx(100.1)
 
 
-def test_a_small_message_waits_for_the_one_before_it_on_its_connection():
+def test_a_small_message_goes_behind_the_one_before_it_on_its_connection():
     environment = simpy.Environment()
     fabric = Fabric(environment, star(3, 100.0))
+    ends = {}
     fabric.send(0, 1, 200.0)
-    environment.run(until=1.0)
-    assert fabric.delay(0, 1, 10.0) == pytest.approx(1.0 + 0.1)
-    assert fabric.delay(1, 0, 10.0) == pytest.approx(0.1)
+    fabric.send(0, 2, 50.0)  # shares the port until 1.0; then the first goes on twice as fast and ends at 2.5
+
+    def follow(source, target):
+        yield environment.timeout(0.5)
+        yield fabric.follow(source, target, 10.0)
+        ends[source, target] = environment.now
+
+    for pair in ((0, 1), (1, 0)):
+        environment.process(follow(*pair))
+    environment.run()
+    assert ends[0, 1] == pytest.approx(2.5 + 0.1)
+    assert ends[1, 0] == pytest.approx(0.5 + 0.1)
+
+
+def test_what_is_queued_before_a_port_is_not_overtaken():
+    environment = simpy.Environment()
+    fabric = Fabric(environment, star(3, 100.0))
+    ends = {}
+
+    def send(source, target, size, turn):
+        yield fabric.send(source, target, size, turn)
+        ends[source, target] = environment.now
+
+    for flow in ((0, 1, 200.0, 0), (0, 2, 50.0, 1), (2, 1, 100.0, 1)):
+        environment.process(send(*flow))
+    environment.run()
+    assert ends[0, 1] == pytest.approx(2.0)
+    assert ends[0, 2] == pytest.approx(2.5)
+    assert ends[2, 1] == pytest.approx(3.0)
 
 
 def test_the_testbed_has_a_bucket_a_port_and_none_on_the_loopback():

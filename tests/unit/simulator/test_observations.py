@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from tests.unit.simulator.conftest import SAMPLES
 
 from halocast.errors import MisuseError
-from halocast.simulator.calibrate import calibrate, work_of
+from halocast.simulator.calibrate import calibrate, fit_speed, work_of
 from halocast.simulator.observations import find_runs, observe, observe_all, parse_link, structure, traced_structure
 
 
@@ -119,3 +121,23 @@ def test_links_are_read(text, rate):
 def test_an_unreadable_link_says_what_is_allowed(text):
     with pytest.raises(MisuseError, match="as in 200mbit"):
         parse_link(text)
+
+
+def slowed(observation, factor):
+    """The same run with its operations' CPU times `factor` as long."""
+    changed = replace(observation)
+    vars(changed)["cpu_seconds"] = [seconds * factor for seconds in observation.cpu_seconds]
+    return changed
+
+
+def test_a_run_on_a_slower_machine_is_told_from_its_work(samples):
+    _, before = fit_speed(samples)
+    changed = [slowed(samples[0], 1.5), *samples[1:]]
+    host, after = fit_speed(changed)
+    ratios = np.array([after[new] / before[old] for new, old in zip(changed, samples, strict=True)])
+    ratios /= np.median(ratios[1:])
+    # a part of it goes to the models of its work, and to the slope over utilisation, which it moves as well
+    assert 1.25 < ratios[0] < 1.8
+    assert (np.abs(np.log(ratios[1:])) < 0.2).all()
+    assert np.mean(np.log(list(after.values()))) == pytest.approx(0.0, abs=1e-9)
+    assert host.slowness_spread > 0.0

@@ -52,8 +52,9 @@ def costs(errors: tuple[float, ...] = (-0.02, 0.0, 0.03), **operations: LinearCo
         network=NetworkCosts(),
         memory=None,
         operations=operations or {CLASS: linear(constant=1e-5, edge_values=1e-9), "Aggregate": linear(edge_values=2e-9)},
-        errors=tuple(EpochError(oversubscribed=False, log_ratio=each) for each in errors),
+        errors=tuple(EpochError(oversubscribed=False, log_ratio=each, at_speed=each) for each in errors),
         noise=0.01,
+        noise_at_speed=0.01,
         calibrated=CalibratedRange(
             graphs={"f" * 12: "graph"}, ranks=(2,), widths=(32,), links=(0.0,), methods=("full",), threads=(1,)
         ),
@@ -82,7 +83,7 @@ def test_flops_go_by_the_matrix_product() -> None:
 
 
 def test_flops_of_an_aggregation_go_by_the_memory() -> None:
-    for name in ("Aggregate forward own 16x16", "0123456789ab/Aggregate forward own 16x16"):
+    for name in ("Aggregate forward own 16x16", "0123456789ab/4/Aggregate forward own 16x16"):
         assert move_cost(name, linear(flops=1e-11), SOURCE, device()).coefficients["flops"] == pytest.approx(1e-13)
 
 
@@ -116,7 +117,7 @@ def test_the_fitted_range_and_noise_stay_and_the_residual_widens() -> None:
 def test_devices_of_the_catalogue_are_faster_than_a_core(name: str) -> None:
     target = load_catalogue().device(name)
     operation = aggregate(rows=900, dim=16)
-    before, after = costs().price(operation, "f" * 12), move_costs(costs(), target).price(operation, "f" * 12)
+    before, after = costs().price(operation, "f" * 12, 2), move_costs(costs(), target).price(operation, "f" * 12, 2)
     launch = target.launch_seconds
     assert launch is not None
     assert launch.value < after.seconds < before.seconds
@@ -128,14 +129,16 @@ def test_devices_of_the_catalogue_are_faster_than_a_core(name: str) -> None:
 def test_every_price_says_it_was_moved() -> None:
     moved = move_costs(costs(), device())
     reason = "moved from CPU X to Device Y by ceilings"
-    price = moved.price(aggregate(), "f" * 12)
+    price = moved.price(aggregate(), "f" * 12, 2)
     assert price.extrapolated == reason
     assert price.seconds == pytest.approx(5e-6 + 1e-9 * 500 * 10 * 16 * 2e10 / 2e12)
     assert price.spread == pytest.approx(float(np.sqrt(0.1**2 + MOVED_SPREAD**2 + 0.02**2)))
-    assert moved.price(aggregate(rows=5000), "f" * 12).extrapolated == f"{reason}; {CLASS}: work outside the calibrated range"
-    unknown = moved.price(aggregate(dim=32), "f" * 12).extrapolated
+    assert (
+        moved.price(aggregate(rows=5000), "f" * 12, 2).extrapolated == f"{reason}; {CLASS}: work outside the calibrated range"
+    )
+    unknown = moved.price(aggregate(dim=32), "f" * 12, 2).extrapolated
     assert unknown == f"{reason}; Aggregate forward own 32x32: its dims were not calibrated"
-    assert costs().price(aggregate(), "f" * 12).extrapolated == ""
+    assert costs().price(aggregate(), "f" * 12, 2).extrapolated == ""
 
 
 def test_exchanges_pay_for_each_message() -> None:
@@ -143,13 +146,13 @@ def test_exchanges_pay_for_each_message() -> None:
         work=Work(rows=500, dim_in=16, dim_out=16), outgoing=(PeerMessage(1, 5, 80),), incoming=(PeerMessage(1, 5, 80),)
     )
     source = costs(Exchange=linear(constant=1e-4, messages=1e-5))
-    assert source.price(exchange, "").seconds == pytest.approx(1.2e-4)
-    assert move_costs(source, device()).price(exchange, "").seconds == pytest.approx(3 * 5e-6)
+    assert source.price(exchange, "", 2).seconds == pytest.approx(1.2e-4)
+    assert move_costs(source, device()).price(exchange, "", 2).seconds == pytest.approx(3 * 5e-6)
 
 
 def test_what_was_never_calibrated_is_refused_still() -> None:
     with pytest.raises(MisuseError, match="no calibrated cost for Step"):
-        move_costs(costs(), device()).price(Step(), "")
+        move_costs(costs(), device()).price(Step(), "", 2)
 
 
 def test_the_rest_is_the_sources_and_the_notes_say_so() -> None:
@@ -199,7 +202,7 @@ def test_the_mark_survives_saving(tmp_path: Path) -> None:
     moved.save(tmp_path / "moved.json")
     again = Costs.load(tmp_path / "moved.json")
     assert again == moved
-    assert again.price(aggregate(), "f" * 12).extrapolated.startswith("moved from CPU X")
+    assert again.price(aggregate(), "f" * 12, 2).extrapolated.startswith("moved from CPU X")
 
 
 # -- measuring --------------------------------------------------------------------------------------------------
