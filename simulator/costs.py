@@ -274,7 +274,7 @@ class Costs(Record):
         if not known:
             raise MisuseError(
                 f"no calibrated cost for {kind}: the calibration runs never did it; "
-                "calibrate on a run of this method and model as well"
+                "calibrate on a run of this method and model as well, or ask about such a run (--data RUN/config.toml)"
             )
         of_class = [model for key, model in known if key != kind or kind == name]
         reason = ""

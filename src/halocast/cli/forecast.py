@@ -123,11 +123,12 @@ def forecast(
     placed = Hardware(
         device, network, link, inside, ranks_per_host, hosts_per_switch, oversubscription, transport, catalogue=hardware
     )
+    moved, placement = on_hardware(known, config.ranks, placed)
     threads = known.calibrated.threads[0] if device is not None else config.threads or threads_of(known, config.ranks, placed)
     asked = build_scenario(
         config, bits_from=bits_from, threads=threads, partitions=partitions, report=lambda text: console.note(f"{text} ...")
     )
-    known, scenario = on_hardware(known, asked.scenario, placed)
+    known, scenario = moved, placement.of(asked.scenario)
     where = placed.title if placed.is_cluster else config.hosts
     answer, simulation = predict(known, scenario)
     files: dict[str, str] = {}

@@ -11,6 +11,7 @@ from halocast.errors import MisuseError
 if TYPE_CHECKING:
     from halocast.simulator.costs import Costs
     from halocast.simulator.forecast import Scenario
+    from halocast.simulator.network import Topology
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,23 @@ class Hardware:
         return ", ".join(filter(None, parts))
 
 
-def on_hardware(costs: Costs, scenario: Scenario, asked: Hardware) -> tuple[Costs, Scenario]:
-    """The costs and the scenario on other hardware; what that takes for granted is added to the scenario.
+@dataclass(frozen=True)
+class Placement:
+    """Where the ranks are, and what that takes for granted."""
+
+    topology: Topology | None
+    ranks_per_host: int | None
+    assumed: tuple[str, ...]
+
+    def of(self, scenario: Scenario) -> Scenario:
+        """The scenario, placed."""
+        if self.topology is not None:
+            scenario = replace(scenario, topology=self.topology, ranks_per_host=self.ranks_per_host)
+        return replace(scenario, assumed=(*self.assumed, *scenario.assumed))
+
+
+def on_hardware(costs: Costs, ranks: int, asked: Hardware) -> tuple[Costs, Placement]:
+    """The costs on other hardware and where `ranks` are on it.
 
     Raises MisuseError for unknown names, and settings that lack something or contradict each other.
     """
@@ -72,20 +88,19 @@ def on_hardware(costs: Costs, scenario: Scenario, asked: Hardware) -> tuple[Cost
         assumed.append(f"what {asked.transport}'s messages cost is the catalogue's: none was calibrated")
     elif asked.device is not None:
         assumed.append(f"messages cost what they did on {costs.machine}; --transport nccl takes the catalogue's figures")
-    if asked.is_cluster:
-        joined = asked.network or asked.link
-        if joined is None:
-            raise MisuseError("hosts of their own need what joins them: --network ethernet-100g, or --link 25gbit")
-        topology = build_topology(
-            catalogue,
-            scenario.ranks,
-            joined,
-            ranks_per_host=1 if asked.ranks_per_host is None else asked.ranks_per_host,
-            inside=asked.inside,
-            hosts_per_switch=asked.hosts_per_switch or 0,
-            oversubscription=1.0 if asked.oversubscription is None else asked.oversubscription,
-        )
-        per_host = 0 if asked.device is not None else asked.ranks_per_host or 1
-        scenario = replace(scenario, topology=topology, ranks_per_host=per_host)
-        assumed.append(f"network {joined} was not calibrated")
-    return costs, replace(scenario, assumed=(*assumed, *scenario.assumed))
+    if not asked.is_cluster:
+        return costs, Placement(None, None, tuple(assumed))
+    joined = asked.network or asked.link
+    if joined is None:
+        raise MisuseError("hosts of their own need what joins them: --network ethernet-100g, or --link 25gbit")
+    topology = build_topology(
+        catalogue,
+        ranks,
+        joined,
+        ranks_per_host=1 if asked.ranks_per_host is None else asked.ranks_per_host,
+        inside=asked.inside,
+        hosts_per_switch=asked.hosts_per_switch or 0,
+        oversubscription=1.0 if asked.oversubscription is None else asked.oversubscription,
+    )
+    per_host = 0 if asked.device is not None else asked.ranks_per_host or 1
+    return costs, Placement(topology, per_host, (*assumed, f"network {joined} was not calibrated"))
