@@ -93,6 +93,10 @@ class Network(Record):
     """What the hardware takes to hand over the first byte; software's share is the transport's."""
 
 
+FIGURES = tuple(name for name in NetworkCosts.model_fields if name != "all_reduce")
+"""What a transport gives a figure of."""
+
+
 class Transport(Record):
     """What messages cost where nothing was calibrated."""
 
@@ -104,19 +108,20 @@ class Transport(Record):
     @classmethod
     def _names_fields(cls, network: dict[str, Figure]) -> dict[str, Figure]:
         for name in network:
-            if name not in NetworkCosts.model_fields:
-                raise ValueError(f"unknown field '{name}'{nearest(name, NetworkCosts.model_fields)}")
+            if name not in FIGURES:
+                raise ValueError(f"unknown field '{name}'{nearest(name, FIGURES)}")
         return network
 
     def network_costs(self) -> NetworkCosts:
         """Stands in for calibrated ones; `uncalibrated` says so and has to go where the answer goes."""
-        return NetworkCosts(**{name: figure.achievable for name, figure in self.network.items()})
+        return NetworkCosts.model_validate({name: figure.achievable for name, figure in self.network.items()})
 
     @property
     def uncalibrated(self) -> tuple[str, ...]:
         """One line for each field of `network_costs`: its value and where that comes from."""
         lines = []
-        for name, value in self.network_costs():
+        for name in FIGURES:
+            value = getattr(self.network_costs(), name)
             source = self.network[name].source if name in self.network else "assumed: halocast's default"
             lines.append(f"{self.title}: {name} = {value:g} is not calibrated ({source})")
         return tuple(lines)

@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -123,8 +123,10 @@ class NetworkCosts(Record):
     """CPU time that a message costs its receiver's transport before it counts as landed."""
     byte_seconds: float = 5e-10
     """CPU time a byte costs, at each end."""
+    all_reduce: Literal["ring", "tree"] = "ring"
+    """How all-reduces go: 2 (K − 1) steps around a ring, or up and down a tree (NCCL's choice for many ranks)."""
     reduce_step_seconds: float = 1e-4
-    """Seconds of CPU time for each of the 2 (K − 1) steps of a ring all-reduce, on each rank."""
+    """Seconds of CPU time for each of an all-reduce's steps on a rank: 2 (K − 1) of a ring, 2 of a tree."""
     send_buffer_bytes: float = 4e6
     """A longer message counts as sent only when it has arrived; a shorter one when the transport has taken it."""
     post_seconds: float = 0.0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from halocast.cli.console import Console, human_bytes
-from halocast.errors import MisuseError
+from halocast.errors import MisuseError, nearest
 
 if TYPE_CHECKING:
     from halocast.cli.hardware import Hardware
@@ -38,7 +38,7 @@ def forecast(
     hosts_per_switch: int | None = None,
     oversubscription: float | None = None,
     transport: str | None = None,
-    all_reduce: str = "ring",
+    all_reduce: str | None = None,
     hardware: Path | None = None,
     set_: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None,
     out: Path | None = None,
@@ -89,7 +89,7 @@ def forecast(
     transport:
         gloo or nccl: take the catalogue's costs of messages, not the calibrated ones.
     all_reduce:
-        ring.
+        ring or tree; by default as calibrated.
     hardware:
         A TOML file, or a folder of them, with devices, networks and transports of one's own.
     set_:
@@ -109,8 +109,8 @@ def forecast(
     console = Console(as_json=json)
     if out is not None and out.exists() and not force:
         raise MisuseError(f"{out} exists; choose another --out, or overwrite it with --force")
-    if all_reduce != "ring":
-        raise MisuseError(f"--all-reduce {all_reduce} cannot be simulated; allowed: ring")
+    if all_reduce not in (None, "ring", "tree"):
+        raise MisuseError(f"--all-reduce {all_reduce} is unknown{nearest(all_reduce, ('ring', 'tree'))}")
     if network is not None and link is not None:
         raise MisuseError("--network and --link both say what joins the ranks: give one of them")
     known = Costs.load(costs)
@@ -121,7 +121,16 @@ def forecast(
     }  # fmt: skip
     config = resolve_flags(data, flags, set_ or [])
     placed = Hardware(
-        device, network, link, inside, ranks_per_host, hosts_per_switch, oversubscription, transport, catalogue=hardware
+        device,
+        network,
+        link,
+        inside,
+        ranks_per_host,
+        hosts_per_switch,
+        oversubscription,
+        transport,
+        all_reduce,
+        catalogue=hardware,
     )
     moved, placement = on_hardware(known, config.ranks, placed)
     threads = known.calibrated.threads[0] if device is not None else config.threads or threads_of(known, config.ranks, placed)

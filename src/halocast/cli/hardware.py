@@ -28,6 +28,7 @@ class Hardware:
     hosts_per_switch: int | None = None
     oversubscription: float | None = None
     transport: str | None = None
+    all_reduce: str | None = None
     catalogue: Path | None = None
     """The user's own TOML file, or a folder of them."""
 
@@ -88,6 +89,9 @@ def on_hardware(costs: Costs, ranks: int, asked: Hardware) -> tuple[Costs, Place
         assumed.append(f"what {asked.transport}'s messages cost is the catalogue's: none was calibrated")
     elif asked.device is not None:
         assumed.append(f"messages cost what they did on {costs.machine}; --transport nccl takes the catalogue's figures")
+    if asked.all_reduce is not None and asked.all_reduce != costs.network.all_reduce:
+        costs = costs.model_copy(update={"network": costs.network.model_copy(update={"all_reduce": asked.all_reduce})})
+        assumed.append(f"all-reduces in a {asked.all_reduce} were not calibrated")
     if not asked.is_cluster:
         return costs, Placement(None, None, tuple(assumed))
     joined = asked.network or asked.link

@@ -107,7 +107,7 @@ def test_hardware_of_ones_own(arguments: list[str], capsys: pytest.CaptureFixtur
         ([*CLUSTER, "--ranks-per-host", "2"], "2 ranks a host need --inside"),
         ([*CLUSTER, "--oversubscription", "4"], "--oversubscription 4 needs --hosts-per-switch"),
         ([*CLUSTER, "--ranks-per-host", "0"], "ranks_per_host = 0 is not allowed"),
-        (["--all-reduce", "tree"], "--all-reduce tree cannot be simulated; allowed: ring"),
+        (["--all-reduce", "treee"], "--all-reduce treee is unknown; did you mean 'tree'?"),
     ],
 )
 def test_misuse_is_one_line(arguments: list[str], asked: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
