@@ -9,7 +9,6 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <queue>
 #include <vector>
 
 namespace halocast {
@@ -116,8 +115,7 @@ class Epochs {
     Index unfinished = p.ranks;
     for (Index rank = 0; rank < p.ranks; ++rank) at(times.begin[rank], Kind::epoch, rank);
     while (unfinished > 0 && !events.empty()) {
-      const Event event = events.top();
-      events.pop();
+      const Event event = events.pop();
       now = event.time;
       switch (static_cast<Kind>(event.kind)) {
         case Kind::epoch:
@@ -149,9 +147,44 @@ class Epochs {
   struct Event {
     double time;
     std::uint64_t order : 32, kind : 4, index : 28;
-    bool operator<(const Event& other) const {  // the queue's top is the greatest
-      return time != other.time ? time > other.time : order > other.order;
+    bool before(const Event& other) const { return time != other.time ? time < other.time : order < other.order; }
+  };
+
+  // A heap in which each event has four below it: half as deep as one of two, and the four lie side by side.
+  class Queue {
+   public:
+    bool empty() const { return heap.empty(); }
+
+    void push(const Event& event) {
+      std::size_t place = heap.size();
+      heap.push_back(event);
+      while (place > 0 && event.before(heap[(place - 1) / 4])) {
+        heap[place] = heap[(place - 1) / 4];
+        place = (place - 1) / 4;
+      }
+      heap[place] = event;
     }
+
+    Event pop() {
+      const Event top = heap.front(), last = heap.back();
+      heap.pop_back();
+      const std::size_t size = heap.size();
+      if (size == 0) return top;
+      std::size_t place = 0;
+      for (std::size_t child = 1; child < size; child = 4 * place + 1) {
+        const std::size_t end = std::min(child + 4, size);
+        for (std::size_t each = child + 1; each < end; ++each)
+          if (heap[each].before(heap[child])) child = each;
+        if (!heap[child].before(last)) break;
+        heap[place] = heap[child];
+        place = child;
+      }
+      heap[place] = last;
+      return top;
+    }
+
+   private:
+    std::vector<Event> heap;
   };
 
   struct Rank {
@@ -551,7 +584,7 @@ class Epochs {
   double now = 0.0;
   Index epochs = 0;
   std::uint32_t order = 0;
-  std::priority_queue<Event> events;
+  Queue events;
 
   std::vector<Rank> ranks;
   std::vector<Thread> threads;

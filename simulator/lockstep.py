@@ -1,8 +1,8 @@
 """All ranks' programs as arrays, simulated by a compiled engine, for ranks that each have a device of their own.
 
 What happens is what `halocast.simulator.engine` describes; cpp/epochs.h repeats it, without cores that ranks share. It differs
-where many flows are in the air: then rates are computed once for all changes within a window. Programs are arranged once
-and simulated as often as rates, costs, seconds or sizes of messages differ.
+where more than 16 ranks have many flows in the air: rates are computed once for all changes within a window. Programs are
+arranged once and simulated as often as rates, costs, seconds or sizes of messages differ.
 """
 
 from __future__ import annotations
@@ -25,9 +25,13 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 WINDOW = 0.1
-"""Rates change together with those that change within this share of the time that all flows still need."""
+"""Rates change together with those that change within this share of the time that all flows still need to drain."""
+MANY_MESSAGES = 20_000
+"""An epoch of fewer has windows shorter in proportion: it then takes no longer than one of so many."""
+EXACT_RANKS = 16
+"""Up to so many ranks there are no windows: rates are computed at every change, as `network.Fabric` does."""
 EXACT_FLOWS = 64
-"""Up to so many flows in the air, rates are computed at every change, as `network.Fabric` does."""
+"""With more ranks there are none while only so many flows are in the air."""
 EXACT_RING = 64
 """Up to so many ranks, each message of an all-reduce meets the network as it is at its own time, not at its step's."""
 STEADY = 1e-9
@@ -106,8 +110,8 @@ class Lockstep:
                 raise ValueError(f"{name} of shape {new.shape}: these programs have {old.shape}")
         return replace(self, seconds=seconds, messages=replace(self.messages, bytes=sizes))
 
-    def simulate(self, machine: Machine, *, epochs: int = 1, window: float = WINDOW) -> Simulation:
-        """As `engine.simulate` with so many epochs that count; `window` 0 computes rates at every change.
+    def simulate(self, machine: Machine, *, epochs: int = 1, window: float | None = None) -> Simulation:
+        """As `engine.simulate` with so many epochs that count; `window` 0 (default: see `WINDOW`) has rates at every change.
 
         Raises ValueError for a machine on which more than the network is shared, and for a topology of other ranks.
         """
@@ -115,6 +119,8 @@ class Lockstep:
             raise ValueError("ranks share cores, or their devices slow down when idle: simulate them with engine.simulate")
         if machine.topology.ranks != len(self.work):
             raise ValueError(f"{len(self.work)} ranks on a topology of {machine.topology.ranks}: build it for as many")
+        if window is None:
+            window = WINDOW * min(1.0, len(self.messages.bytes) / MANY_MESSAGES)
         return _Run(self, machine, window).simulate(epochs)
 
 
@@ -288,7 +294,7 @@ class _Run:
             "paths": topology.paths(tables["source"], tables["target"]),
             "latency": network.latency + topology.latencies(tables["source"], tables["target"]),
             "window": window,
-            "exact_flows": EXACT_FLOWS,
+            "exact_flows": EXACT_FLOWS if len(program.work) > EXACT_RANKS else len(program.messages.bytes),
             "together": FINISH_TOGETHER_S,
             "exact_ring": EXACT_RING,
         }  # fmt: skip

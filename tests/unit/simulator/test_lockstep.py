@@ -70,29 +70,39 @@ def differences(first, second):
 
 @pytest.mark.parametrize("seed", range(30))
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_rates_at_every_change_give_what_the_event_engine_gives(topology, seed):
+def test_few_ranks_do_what_they_do_in_the_event_engine(topology, seed):
     work, machine = random_case(seed, topology)
-    epoch, timelines = differences(engine.simulate(work, machine), Lockstep.of(work).simulate(machine, window=0.0))
+    epoch, timelines = differences(engine.simulate(work, machine), Lockstep.of(work).simulate(machine))
     assert epoch < 1e-6
     assert timelines < 1e-6
 
 
-def test_rates_in_windows_are_within_three_percent_of_the_event_engine():
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_more_ranks_take_as_long_as_in_the_event_engine(topology):
+    work, machine = random_case(5, topology, least_ranks=17, most_ranks=18)
+    program, expected = Lockstep.of(work), engine.simulate(work, machine)
+    assert differences(expected, program.simulate(machine, window=0.0))[0] < 1e-4  # flows within 20 µs do not end together here
+    assert differences(expected, program.simulate(machine))[0] < 0.03
+
+
+def test_windows_change_few_epochs_by_more_than_three_percent():
+    # The worst are no bound: an epoch may turn on which of two flows empties a token bucket (docs/simulator.md).
     errors = []
-    for seed in range(24):
-        work, machine = random_case(seed, sorted(TOPOLOGIES)[seed % 4], least_ranks=12, most_ranks=16)
-        errors.append(differences(engine.simulate(work, machine), Lockstep.of(work).simulate(machine))[0])
+    for seed in range(40):
+        work, machine = random_case(seed, sorted(TOPOLOGIES)[seed % 4], least_ranks=17, most_ranks=32)
+        program = Lockstep.of(work)
+        errors.append(differences(program.simulate(machine, window=0.0), program.simulate(machine))[0])
     assert np.median(errors) < 0.01
-    assert max(errors) < 0.03
+    assert np.quantile(errors, 0.95) < 0.03
+    assert max(errors) > 1e-6  # or nothing was tested
 
 
 @pytest.mark.parametrize("ranks", [64, 216])
-def test_windows_on_many_ranks_are_close_to_rates_at_every_change(ranks):
-    work = lowered(workload(neighbourhood(ranks, 26), dims=(16, 16, 4)), mean_seconds=1e-3)
+def test_windows_change_sparse_exchanges_by_less_than_one_percent(ranks):
+    work = lowered(workload(neighbourhood(ranks, 26), dims=(16, 16, 4)))
     rate = exchanged_bytes(work) / np.mean([each.seconds.sum() for each in work])
     program, machine = Lockstep.of(work), Machine(star(ranks, rate), IDEAL, COSTLY)
-    epoch, _ = differences(program.simulate(machine, window=0.0), program.simulate(machine))
-    assert epoch < 0.01
+    assert 0.0 < differences(program.simulate(machine, window=0.0), program.simulate(machine))[0] < 0.01
 
 
 def test_several_epochs_are_those_of_the_event_engine():
