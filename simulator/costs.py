@@ -180,6 +180,11 @@ class MemoryCosts(Record):
     per_arena_byte: float
     per_static_byte: float
     per_wire_byte: float
+    quantising: float
+    """Bytes more where messages are quantised: the codec's own."""
+    per_unpacked_byte: float
+    first_rank: float
+    """Bytes more on rank 0."""
     low: float
     """5th percentile of measured over forecast peaks in calibration."""
     high: float

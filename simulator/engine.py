@@ -12,6 +12,8 @@ import random
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ import simpy
 from halocast.simulator.cores import OwnCore, SharedCores
 from halocast.simulator.costs import HostCosts, NetworkCosts
 from halocast.simulator.network import Fabric, Topology
-from halocast.traces.operations import AllReduce, Direction, Exchange, Operation, Program, Wait
+from halocast.traces.operations import AllReduce, Dequantize, Direction, Exchange, Operation, Program, Quantize, Wait
 from halocast.traces.operations import Free as FreeBuffer
 from halocast.traces.operations import Keep as KeepBuffer
 
@@ -37,6 +39,30 @@ class Token:
     index: int
 
 
+class Component(IntEnum):
+    """What an epoch's time is told apart into."""
+
+    COMPUTE = 0
+    QUANTISE = 1
+    EXCHANGE_EXPOSED = 2
+    REDUCE_EXPOSED = 3
+    OTHER = 4
+
+
+def component_of(operation: Operation) -> Component:
+    """Waiting for a peer is waiting for an exchange; for no peer, for an all-reduce."""
+    match operation:
+        case Wait():
+            return Component.EXCHANGE_EXPOSED if operation.peer >= 0 else Component.REDUCE_EXPOSED
+        case Dequantize():
+            return Component.QUANTISE
+        case Quantize():
+            return Component.QUANTISE if 0 < operation.work.bits < 32 else Component.OTHER
+        case Exchange() | AllReduce():
+            return Component.OTHER
+    return Component.COMPUTE
+
+
 @dataclass(frozen=True)
 class RankWork:
     """One rank's operations of an epoch, and what each costs alone on a core."""
@@ -46,6 +72,11 @@ class RankWork:
     """[operations]; of a Wait 0."""
     flights: Mapping[int, int]
     """The operation that started it, by the index of the Wait that waits for it."""
+
+    @cached_property
+    def components(self) -> npt.NDArray[np.int64]:
+        """[operations] the Component of an epoch that each counts to."""
+        return np.array([component_of(operation) for operation in self.operations], dtype=np.int64)
 
 
 def lower(program: Program, price: Callable[[Operation], float]) -> RankWork:
