@@ -14,6 +14,7 @@ PYBIND11_MODULE(_kernels, module) {
   halocast::register_cuda(module);
 #endif
   halocast::register_epilogue(module);
+  halocast::register_epochs(module);
   halocast::register_loss(module);
   halocast::register_rows(module);
   halocast::register_runtime(module);

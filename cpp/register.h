@@ -36,6 +36,7 @@ void register_aggregate(py::module_& module);
 void register_codec(py::module_& module);
 void register_cuda(py::module_& module);
 void register_epilogue(py::module_& module);
+void register_epochs(py::module_& module);
 void register_loss(py::module_& module);
 void register_rows(py::module_& module);
 void register_runtime(py::module_& module);

@@ -54,10 +54,10 @@ def regimes(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 SPEEDS: dict[str, Which] = {
-    "at the machine's speed": lambda row: row.at_speed,
     "machine at its usual speed": lambda row: row.usual,
+    "at the machine's speed in those runs": lambda row: row.at_speed,
 }
-"""Which forecasts: the machine as fast as it was in a configuration's runs, or as it usually was."""
+"""Which forecasts: the machine as fast as it usually was, or as it was in a configuration's runs."""
 
 
 def forecasts() -> dict[str, Callable[[Forecasts], float | None]]:
@@ -147,11 +147,11 @@ def _epoch_times(rows: Sequence[Row], speed: str, which: Which, noise: float) ->
 def _configurations(rows: Sequence[Row]) -> list[str]:
     lines = [
         "| graph | ranks | method | link | partition | measured ms | scatter | machine | forecast ms | 90 % interval | error "
-        "| link left out | ranks left out | error, machine as usual |",
+        "| link left out | ranks left out | error at the machine's speed |",
         "| --- | ---: | --- | --- | --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
     ]
     for row in sorted(rows, key=lambda each: each.configuration):
-        each, found = row.configuration, row.at_speed
+        each, found = row.configuration, row.usual
         cells = [
             each.graph, str(each.ranks), f"{each.method} {each.bits}".rstrip(), link_name(each.link), each.partition,
             f"{1e3 * row.measured:.0f}",
@@ -160,7 +160,7 @@ def _configurations(rows: Sequence[Row]) -> list[str]:
             f"{1e3 * found.seconds:.0f}",
             "" if found.interval is None else f"{1e3 * found.interval.low:.0f} to {1e3 * found.interval.high:.0f}",
             *(_error_cell(row, value) for value in (found.seconds, found.held_out_link, found.held_out_ranks)),
-            _error_cell(row, row.usual.seconds),
+            _error_cell(row, row.at_speed.seconds),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", "*machine*: CPU time over the models'; above 1 it was slower than usual."]
@@ -261,15 +261,15 @@ def scatter(validation: Validation) -> Figure:
     rows = validation.rows
     best = min(
         BASELINES,
-        key=lambda name: found.median if (found := summarise(rows, lambda row: row.at_speed.baselines[name])) else np.inf,
+        key=lambda name: found.median if (found := summarise(rows, lambda row: row.usual.baselines[name])) else np.inf,
     )
     figure = Figure(figsize=(10.0, 5.2), layout="constrained", facecolor="white")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    times = [1e3 * row.measured for row in rows] + [1e3 * row.at_speed.seconds for row in rows]
+    times = [1e3 * row.measured for row in rows] + [1e3 * row.usual.seconds for row in rows]
     bounds = (0.8 * min(times), 1.25 * max(times))
     panels: tuple[tuple[Axes, str, Callable[[Row], float]], ...] = (
-        (left, "halocast, left out of its calibration", lambda row: row.at_speed.seconds),
-        (right, f"baseline: {best}", lambda row: row.at_speed.baselines[best]),
+        (left, "halocast, left out of its calibration", lambda row: row.usual.seconds),
+        (right, f"baseline: {best}", lambda row: row.usual.baselines[best]),
     )
     for axes, title, value in panels:
         axes.plot(bounds, bounds, color=figures.MUTED, linewidth=0.8, zorder=1)
@@ -280,8 +280,8 @@ def scatter(validation: Validation) -> Figure:
             x, y = [1e3 * row.measured for row in some], [1e3 * value(row) for row in some]
             axes.scatter(x, y, s=22, color=colour, marker=marker, zorder=3, label=REGIMES[int(regime)], linewidths=0)
             if axes is left:
-                low = [1e3 * (row.at_speed.interval.low if row.at_speed.interval else value(row)) for row in some]
-                high = [1e3 * (row.at_speed.interval.high if row.at_speed.interval else value(row)) for row in some]
+                low = [1e3 * (row.usual.interval.low if row.usual.interval else value(row)) for row in some]
+                high = [1e3 * (row.usual.interval.high if row.usual.interval else value(row)) for row in some]
                 axes.vlines(x, low, high, color=colour, alpha=0.45, linewidth=1.4, zorder=2)
         found = summarise(rows, value)
         subtitle = f"median error {100 * found.median:.1f} %, 95th percentile {100 * found.p95:.1f} %" if found else ""

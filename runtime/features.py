@@ -12,11 +12,9 @@ from torch import Tensor
 
 from halocast.runtime import kernels
 from halocast.runtime.exchange.transport import Transport
+from halocast.runtime.graph.aggregated import DENSE_FROM
 from halocast.runtime.graph.shard import Shard
 from halocast.traces.operations import Part
-
-DENSE_FROM = 0.05
-"""Share of stored values from which aggregated rows are kept dense: a dense product is about 20 times faster a value."""
 
 PIECE = 4096
 """Rows converted at a time."""

@@ -19,8 +19,8 @@ from halocast.runtime import kernels
 from halocast.runtime.bits.rules import FileRule
 from halocast.runtime.checkpoint import checkpoints, read_progress
 from halocast.runtime.config import RunConfig
-from halocast.runtime.features import DENSE_FROM
 from halocast.runtime.footprint import FootprintMeter
+from halocast.runtime.graph.aggregated import DENSE_FROM
 from halocast.runtime.graph.shard import ShardSet, open_shards
 from halocast.runtime.graph.store import prepare_shards
 from halocast.runtime.launch import HostSpec, RankFailure, launch_local

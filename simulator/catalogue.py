@@ -93,6 +93,10 @@ class Network(Record):
     """What the hardware takes to hand over the first byte; software's share is the transport's."""
 
 
+FIGURES = tuple(name for name in NetworkCosts.model_fields if name != "all_reduce")
+"""What a transport gives a figure of."""
+
+
 class Transport(Record):
     """What messages cost where nothing was calibrated."""
 
@@ -104,19 +108,20 @@ class Transport(Record):
     @classmethod
     def _names_fields(cls, network: dict[str, Figure]) -> dict[str, Figure]:
         for name in network:
-            if name not in NetworkCosts.model_fields:
-                raise ValueError(f"unknown field '{name}'{nearest(name, NetworkCosts.model_fields)}")
+            if name not in FIGURES:
+                raise ValueError(f"unknown field '{name}'{nearest(name, FIGURES)}")
         return network
 
     def network_costs(self) -> NetworkCosts:
         """Stands in for calibrated ones; `uncalibrated` says so and has to go where the answer goes."""
-        return NetworkCosts(**{name: figure.achievable for name, figure in self.network.items()})
+        return NetworkCosts.model_validate({name: figure.achievable for name, figure in self.network.items()})
 
     @property
     def uncalibrated(self) -> tuple[str, ...]:
         """One line for each field of `network_costs`: its value and where that comes from."""
         lines = []
-        for name, value in self.network_costs():
+        for name in FIGURES:
+            value = getattr(self.network_costs(), name)
             source = self.network[name].source if name in self.network else "assumed: halocast's default"
             lines.append(f"{self.title}: {name} = {value:g} is not calibrated ({source})")
         return tuple(lines)
@@ -145,9 +150,12 @@ class Catalogue(Record):
 
 
 def _entry(kind: str, entries: Mapping[str, Entry], name: str) -> Entry:
-    if name not in entries:
-        raise MisuseError(f"unknown {kind} '{name}'{nearest(name, entries)}")
-    return entries[name]
+    known = next((each for each in entries if each.lower() == name.lower()), None)
+    if known is None:
+        closest = nearest(name.lower(), [each.lower() for each in entries])
+        known_ones = "" if "allowed" in closest else f"known: {', '.join(entries)}; "
+        raise MisuseError(f"unknown {kind} '{name}'{closest} ({known_ones}add your own with --hardware FILE)")
+    return entries[known]
 
 
 # -- reading ----------------------------------------------------------------------------------------------------
@@ -264,10 +272,10 @@ def _check_shape(ranks: int, ranks_per_host: int, inside: str | None, hosts_per_
     if not 1.0 <= oversubscription < math.inf:
         raise MisuseError(f"oversubscription = {oversubscription:g} is not allowed: 1 (none) or more")
     if oversubscription > 1.0 and hosts_per_switch == 0:
-        raise MisuseError(f"oversubscription = {oversubscription:g} needs hosts_per_switch: trunks join switches")
+        raise MisuseError(f"--oversubscription {oversubscription:g} needs --hosts-per-switch, such as 4: trunks join switches")
     if ranks_per_host > 1 and inside is None:
         raise MisuseError(
-            f"{ranks_per_host} ranks a host need inside, what joins them: nvlink-4, pcie-5 or a rate as in 25gbit"
+            f"{ranks_per_host} ranks a host need --inside, what joins them: nvlink-4, pcie-5 or a rate as in 25gbit"
         )
 
 

@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -123,8 +123,10 @@ class NetworkCosts(Record):
     """CPU time that a message costs its receiver's transport before it counts as landed."""
     byte_seconds: float = 5e-10
     """CPU time a byte costs, at each end."""
+    all_reduce: Literal["ring", "tree"] = "ring"
+    """How all-reduces go: 2 (K − 1) steps around a ring, or up and down a tree (NCCL's choice for many ranks)."""
     reduce_step_seconds: float = 1e-4
-    """Seconds of CPU time for each of the 2 (K − 1) steps of a ring all-reduce, on each rank."""
+    """Seconds of CPU time for each of an all-reduce's steps on a rank: 2 (K − 1) of a ring, 2 of a tree."""
     send_buffer_bytes: float = 4e6
     """A longer message counts as sent only when it has arrived; a shorter one when the transport has taken it."""
     post_seconds: float = 0.0
@@ -178,6 +180,11 @@ class MemoryCosts(Record):
     per_arena_byte: float
     per_static_byte: float
     per_wire_byte: float
+    quantising: float
+    """Bytes more where messages are quantised: the codec's own."""
+    per_unpacked_byte: float
+    first_rank: float
+    """Bytes more on rank 0."""
     low: float
     """5th percentile of measured over forecast peaks in calibration."""
     high: float
@@ -210,6 +217,19 @@ class CalibratedRange(Record):
     """Port rates in bytes per second; 0 for unshaped."""
     methods: tuple[str, ...]
     threads: tuple[int, ...]
+
+
+class Ceilings(Record):
+    """What a machine can do at most, as measured; what costs are moved to another device by."""
+
+    memory_rate: float = Field(gt=0.0, allow_inf_nan=False)
+    """Bytes per second, read and written."""
+    gemm_rate: float = Field(gt=0.0, allow_inf_nan=False)
+    """Single-precision flop/s of matrix products."""
+    date: str
+    machine: str
+    threads: int = Field(default=1, ge=1)
+    """On which these were reached: as many as a rank of the calibration runs had."""
 
 
 class EpochError(Record):
@@ -245,6 +265,10 @@ class Costs(Record):
     calibrated: CalibratedRange
     runs: tuple[Provenance, ...]
     notes: tuple[str, ...] = ()
+    ceilings: Ceilings | None = None
+    """Of the machine that was calibrated; None where they were not measured."""
+    moved: str = ""
+    """From which device to which these costs were moved, if they were: every price says so."""
 
     def price(self, operation: Operation, fingerprint: str, ranks: int) -> Price:
         """Seconds alone on a core, by the most particular model; extrapolated where no model has seen such work.
@@ -257,7 +281,7 @@ class Costs(Record):
         if not known:
             raise MisuseError(
                 f"no calibrated cost for {kind}: the calibration runs never did it; "
-                "calibrate on a run of this method and model as well"
+                "calibrate on a run of this method and model as well, or ask about such a run (--data RUN/config.toml)"
             )
         of_class = [model for key, model in known if key != kind or kind == name]
         reason = ""
@@ -265,6 +289,7 @@ class Costs(Record):
             reason = f"{name}: its dims were not calibrated"
         elif not any(model.covers(values) for model in of_class):
             reason = f"{name}: work outside the calibrated range"
+        reason = "; ".join(filter(None, (self.moved, reason)))
         model = known[0][1]
         return Price(seconds=model.seconds(values), spread=float(np.hypot(model.residual, model.noise)), extrapolated=reason)
 

@@ -12,6 +12,8 @@ import random
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ import simpy
 from halocast.simulator.cores import OwnCore, SharedCores
 from halocast.simulator.costs import HostCosts, NetworkCosts
 from halocast.simulator.network import Fabric, Topology
-from halocast.traces.operations import AllReduce, Direction, Exchange, Operation, Program, Wait
+from halocast.traces.operations import AllReduce, Dequantize, Direction, Exchange, Operation, Program, Quantize, Wait
 from halocast.traces.operations import Free as FreeBuffer
 from halocast.traces.operations import Keep as KeepBuffer
 
@@ -37,6 +39,30 @@ class Token:
     index: int
 
 
+class Component(IntEnum):
+    """What an epoch's time is told apart into."""
+
+    COMPUTE = 0
+    QUANTISE = 1
+    EXCHANGE_EXPOSED = 2
+    REDUCE_EXPOSED = 3
+    OTHER = 4
+
+
+def component_of(operation: Operation) -> Component:
+    """Waiting for a peer is waiting for an exchange; for no peer, for an all-reduce."""
+    match operation:
+        case Wait():
+            return Component.EXCHANGE_EXPOSED if operation.peer >= 0 else Component.REDUCE_EXPOSED
+        case Dequantize():
+            return Component.QUANTISE
+        case Quantize():
+            return Component.QUANTISE if 0 < operation.work.bits < 32 else Component.OTHER
+        case Exchange() | AllReduce():
+            return Component.OTHER
+    return Component.COMPUTE
+
+
 @dataclass(frozen=True)
 class RankWork:
     """One rank's operations of an epoch, and what each costs alone on a core."""
@@ -46,6 +72,11 @@ class RankWork:
     """[operations]; of a Wait 0."""
     flights: Mapping[int, int]
     """The operation that started it, by the index of the Wait that waits for it."""
+
+    @cached_property
+    def components(self) -> npt.NDArray[np.int64]:
+        """[operations] the Component of an epoch that each counts to."""
+        return np.array([component_of(operation) for operation in self.operations], dtype=np.int64)
 
 
 def lower(program: Program, price: Callable[[Operation], float]) -> RankWork:
@@ -349,14 +380,15 @@ class _Run:
                 event.succeed()
 
     def _start_reduction(self, rank: int, epoch: int, index: int, operation: AllReduce) -> _Flight:
-        """A ring sets off when the last rank is there."""
+        """It sets off when the last rank is there."""
         key = (epoch, "reduce", operation.layer, operation.direction)
         posted = self.flights.setdefault(key, {})
         flight = _Flight({-1: 1}, index=index, rank=rank)
         posted[rank] = flight
         if len(posted) == len(self.work):
+            reduce = self._reduce if self.machine.network.all_reduce == "ring" else self._reduce_in_tree
             for each in range(len(self.work)):
-                self.environment.process(self._reduce(key, each, operation.work.bytes_out))
+                self.environment.process(reduce(key, each, operation.work.bytes_out))
         return flight
 
     def _reduce(self, key: Key, rank: int, size: int) -> Generator[simpy.Event, Any, None]:
@@ -376,11 +408,53 @@ class _Run:
             arrival = _event(handed, environment, (before, step))
             if not arrival.processed:
                 yield arrival
-            same = self.machine.topology.host[before] == self.machine.topology.host[rank]
-            latency = self.machine.topology.latency_inside if same else self.machine.topology.latency
-            yield environment.timeout(network.latency + latency)
-            yield self.fabric.follow(before, rank, chunk)
+            yield from self._hand_on(before, rank, chunk)
         self._complete(self.flights[key][rank], -1)
+
+    def _reduce_in_tree(self, key: Key, rank: int, size: int) -> Generator[simpy.Event, Any, None]:
+        """One rank's part in a tree all-reduce: add what the children send, pass it up, then pass the sum down.
+
+        Pieces are passed on as they come, so that a level adds one piece's time and the whole bucket is paid for once each
+        way: what two trees, each with the other's leaves inside, reach (Sanders, Speck and Träff, Parallel Computing 35, 2009).
+        """
+        environment, network, cores = self.environment, self.machine.network, self.cores[rank]
+        world, thread = len(self.work), self.cores[rank].thread()
+        size_sent = size / network.reduce_efficiency
+        piece, rest = size_sent / TREE_PIECES, size_sent * (1.0 - 1.0 / TREE_PIECES)
+        parent, children = (rank - 1) // 2, [each for each in (2 * rank + 1, 2 * rank + 2) if each < world]
+        events = self.handed.setdefault(key, {})
+        up, down = 0, 1
+        for child in children:
+            arrival = _event(events, environment, (child, up))
+            if not arrival.processed:
+                yield arrival
+        yield cores.run(thread, network.reduce_step_seconds * self.slowness[rank])
+        if rank:
+            yield from self._hand_on(rank, parent, piece)
+            _event(events, environment, (rank, up)).succeed()
+            arrival = _event(events, environment, (parent, down))
+            if not arrival.processed:
+                yield arrival
+            yield from self._hand_on(parent, rank, piece)
+            yield cores.run(thread, network.reduce_step_seconds * self.slowness[rank])
+        elif children:
+            yield self.fabric.follow(children[0], rank, rest)
+        _event(events, environment, (rank, down)).succeed()
+        if rank:
+            yield self.fabric.follow(parent, rank, rest)
+        self._complete(self.flights[key][rank], -1)
+
+    def _hand_on(self, source: int, target: int, size: float) -> Generator[simpy.Event, Any, None]:
+        """A small message: the transport's and the network's latency, then its turn."""
+        topology = self.machine.topology
+        same = topology.host[source] == topology.host[target]
+        latency = topology.latency_inside if same else topology.latency
+        yield self.environment.timeout(self.machine.network.latency + latency)
+        yield self.fabric.follow(source, target, size)
+
+
+TREE_PIECES = 8
+"""Pieces that a tree all-reduce is passed on in."""
 
 
 def _event(events: dict[tuple[int, int], simpy.Event], environment: simpy.Environment, key: tuple[int, int]) -> simpy.Event:

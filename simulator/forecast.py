@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from halocast.errors import MisuseError, nearest
 from halocast.runtime.programs import METHODS
 from halocast.runtime.programs.adaqp import exchange_shapes, uniform_bits
 from halocast.simulator.costs import Costs, HostCosts
-from halocast.simulator.engine import Machine, RankWork, Simulation, lower, simulate
+from halocast.simulator.engine import Component, Machine, RankWork, Simulation, lower
 from halocast.simulator.intervals import Interval, interval
+from halocast.simulator.lockstep import run
 from halocast.simulator.memory import peak_bytes
 from halocast.simulator.network import Topology, testbed
 from halocast.simulator.observations import link_name
-from halocast.traces.operations import AllReduce, Dequantize, Direction, Exchange, Operation, Quantize, Wait
+from halocast.simulator.transfer import MOVED_SPREAD
+from halocast.traces.operations import AllReduce, Direction, Exchange, Operation
 from halocast.traces.wire import BitHistogram
 from halocast.traces.workload import BitAssignment, ExchangeBits, RankView, Workload
 
@@ -37,6 +41,8 @@ class Scenario:
     """None: the testbed, a port a rank on one switch."""
     ranks_per_host: int | None = None
     """Ranks that share one host's cores; None: all of them, 0: every rank has a device of its own."""
+    spread: float = 0.0
+    """Standard deviation of the epoch time's logarithm that fitted statistics bring in."""
     assumed: tuple[str, ...] = ()
     """What the scenario itself takes for granted (statistics fitted instead of counted, moved costs), marked in the answer."""
 
@@ -84,8 +90,13 @@ class Forecast(BaseModel):
         }
 
 
-def forecast(costs: Costs, scenario: Scenario) -> tuple[Forecast, Simulation]:
-    """The forecast, and the simulated epoch behind it. Raises MisuseError for what was never calibrated at all."""
+def forecast(
+    costs: Costs, scenario: Scenario, *, simulate: Callable[[Sequence[RankWork], Machine], Simulation] = run
+) -> tuple[Forecast, Simulation]:
+    """The forecast, and the simulated epoch behind it. Raises MisuseError for what was never calibrated at all.
+
+    `simulate`: by default the engine that suits the machine; `engine.simulate` forces the event-driven one.
+    """
     if scenario.method not in METHODS:
         raise MisuseError(f"unknown method '{scenario.method}'{nearest(scenario.method, METHODS)}")
     reasons = list(scenario.assumed)
@@ -100,6 +111,7 @@ def forecast(costs: Costs, scenario: Scenario) -> tuple[Forecast, Simulation]:
         costs.noise,
         oversubscribed=shared and scenario.ranks > costs.host.cores,
         extrapolated=bool(unique),
+        spread=math.hypot(scenario.spread, MOVED_SPREAD if costs.moved else 0.0),
     )
     exchanged, total = bytes_of(works)
     peaks: tuple[int, ...] = ()
@@ -126,7 +138,7 @@ def price_programs(costs: Costs, scenario: Scenario, reasons: list[str]) -> list
     def price(operation: Operation) -> float:
         found = costs.price(operation, scenario.fingerprint, scenario.ranks)
         if found.extrapolated:
-            reasons.append(found.extrapolated)
+            reasons.extend(found.extrapolated.split("; "))
         return found.seconds
 
     return [lower(method.epoch(view), price) for view in scenario.views()]
@@ -179,31 +191,30 @@ def _is_within(link: float, known: Sequence[float]) -> bool:
     return link in known or (link > 0.0 and bool(shaped) and min(shaped) <= link <= max(shaped))
 
 
+COMPONENTS = {
+    Component.COMPUTE: "compute",
+    Component.QUANTISE: "quantise",
+    Component.EXCHANGE_EXPOSED: "exchange exposed",
+    Component.REDUCE_EXPOSED: "all-reduce exposed",
+    Component.OTHER: "other",
+}
+
+
 def breakdown(simulation: Simulation) -> dict[str, float]:
     """Where an epoch's time goes, mean over ranks, in seconds; see `Forecast.breakdown`."""
-    parts = dict.fromkeys(("compute", "quantise", "exchange exposed", "all-reduce exposed", "exchange hidden", "other"), 0.0)
+    shares, hidden = np.zeros(len(Component)), 0.0
     for work, timeline in zip(simulation.work, simulation.ranks, strict=True):
-        flying = 0.0
-        before = sum(parts.values()) - parts["exchange hidden"]
-        exposed = 0.0
-        for index, operation in enumerate(work.operations):
-            wall = float(timeline.wall[index])
-            if isinstance(operation, Wait):
-                name = "exchange exposed" if operation.peer >= 0 else "all-reduce exposed"
-                exposed += wall if operation.peer >= 0 else 0.0
-            elif isinstance(operation, Dequantize) or (isinstance(operation, Quantize) and 0 < operation.work.bits < 32):
-                name = "quantise"
-            elif isinstance(operation, Quantize | Exchange | AllReduce):
-                name = "other"
-            else:
-                name = "compute"
-            parts[name] += wall
-            if isinstance(operation, Exchange) and index in timeline.done:
-                flying += max(0.0, timeline.done[index] - float(timeline.start[index]))
-        parts["exchange hidden"] += max(0.0, flying - exposed)
-        spent = sum(parts.values()) - parts["exchange hidden"] - before
-        parts["other"] += max(0.0, (timeline.end - timeline.begin) - spent)
-    return {name: seconds / len(simulation.work) for name, seconds in parts.items()}
+        own = np.bincount(work.components, weights=timeline.wall, minlength=len(Component))
+        flying = sum(
+            max(0.0, done - float(timeline.start[index]))
+            for index, done in timeline.done.items()
+            if isinstance(work.operations[index], Exchange)
+        )
+        hidden += max(0.0, flying - own[Component.EXCHANGE_EXPOSED])
+        own[Component.OTHER] += max(0.0, (timeline.end - timeline.begin) - own.sum())
+        shares += own
+    ranks = len(simulation.work)
+    return {name: float(shares[part]) / ranks for part, name in COMPONENTS.items()} | {"exchange hidden": hidden / ranks}
 
 
 def bytes_of(works: Sequence[RankWork]) -> tuple[int, int]:

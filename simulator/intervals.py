@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict
 from halocast.simulator.costs import EpochError
 
 LEVEL = 0.9
+NINETY_PERCENT = 1.645
+"""Standard deviations either way that hold nine tenths of a normal distribution."""
 ENOUGH = 10
 """Errors of one kind (ranks on cores of their own, or sharing) that make an interval by themselves."""
 LEAST_SPREAD = 0.03
@@ -68,10 +70,13 @@ def interval(
     oversubscribed: bool,
     extrapolated: bool = False,
     at_speed: bool = False,
+    spread: float = 0.0,
 ) -> Interval:
-    """The 90 % interval of one run's epoch time forecast as `value`."""
+    """The 90 % interval of one run's epoch time forecast as `value`; `spread` is the standard deviation of the logarithm of
+    what else may be wrong and shows in no error (fitted statistics, moved costs)."""
     low, high = log_bounds(errors, noise, oversubscribed=oversubscribed, at_speed=at_speed)
     if extrapolated:
         middle, half = (low + high) / 2.0, (high - low) / 2.0 * EXTRAPOLATION
         low, high = middle - half, middle + half
-    return Interval(value=value, low=value * float(np.exp(min(low, 0.0))), high=value * float(np.exp(max(high, 0.0))))
+    below, above = (float(np.hypot(each, NINETY_PERCENT * spread)) for each in (min(low, 0.0), max(high, 0.0)))
+    return Interval(value=value, low=value * float(np.exp(-below)), high=value * float(np.exp(above)))

@@ -1,7 +1,8 @@
 """How much memory a rank will need: what its program keeps, what its shard holds, and what the allocator adds.
 
 A rank's peak is the sum of a constant (the runtime's own pages), the arena that its program's Keep and Free plan, the static
-arrays of its shard, and what messages under way hold in the transport; each with a factor fitted to measured peaks. The fit
+arrays of its shard, what messages under way hold in the transport, what quantising them takes besides, and what rank 0 keeps
+for all; each with a factor fitted to measured peaks. The fit
 is moved up until no calibrated rank lies more than `LARGEST_SHORTFALL` above it: a forecast that is too low is the unsafe one.
 """
 
@@ -16,9 +17,9 @@ from scipy.optimize import nnls
 from halocast.runtime.programs import METHODS
 from halocast.runtime.programs.schedule import Order, schedule_layers
 from halocast.simulator.costs import MemoryCosts
-from halocast.simulator.observations import Observation
+from halocast.simulator.observations import Configuration, Observation
 from halocast.traces.buffers import plan_arena, walk
-from halocast.traces.operations import Exchange, Part
+from halocast.traces.operations import Dequantize, Direction, Exchange, Part
 from halocast.traces.workload import RankView
 
 Floats = npt.NDArray[np.float64]
@@ -26,13 +27,28 @@ LARGEST_SHORTFALL = 0.02
 """Measured over forecast peak, minus 1, that calibration tolerates on its own runs."""
 
 
+TERMS = ("constant", "per_arena_byte", "per_static_byte", "per_wire_byte", "quantising", "per_unpacked_byte", "first_rank")
+"""What each of `memory_terms` is multiplied with: fields of `MemoryCosts`."""
+
+
 def memory_terms(view: RankView, method: str) -> Floats:
-    """[4] a constant, bytes of the arena, of static arrays, and of the largest exchange's messages at this rank."""
+    """[7] by `TERMS`: 1, bytes of the arena, of static arrays, and of the largest exchange's messages at this rank; where
+    messages are quantised 1 and the bytes of the largest exchange's rows once unpacked; 1 on rank 0."""
     program = METHODS[method]
-    epoch = walk(program.epoch(view))
+    epoch = list(walk(program.epoch(view)))
     arena = plan_arena([epoch, walk(program.evaluation(view))]).size
     wire = max((each.work.bytes_out + each.work.bytes_in for each in epoch if isinstance(each, Exchange)), default=0)
-    return np.array([1.0, float(arena), float(static_bytes(view)), float(wire)])
+    unpacked: dict[tuple[int, Direction], int] = {}
+    for each in epoch:
+        if isinstance(each, Dequantize) and 0 < each.work.bits < 32:
+            key = each.layer, each.direction
+            unpacked[key] = unpacked.get(key, 0) + each.work.rows * each.work.dim_out * view.value_bytes
+    return np.array(
+        [
+            1.0, float(arena), float(static_bytes(view)), float(wire), float(bool(unpacked)),
+            float(max(unpacked.values(), default=0)), float(view.rank == 0),
+        ]
+    )  # fmt: skip
 
 
 def static_bytes(view: RankView) -> int:
@@ -63,27 +79,26 @@ def _feature_bytes(view: RankView) -> int:
 
 def fit_memory(observations: Sequence[Observation]) -> MemoryCosts | None:
     """Fit measured peaks; None where no run left any."""
-    terms, peaks = [], []
+    found: dict[tuple[Configuration, int], tuple[Floats, list[float]]] = {}
     for observation in observations:
-        for view, peak in zip(observation.views(), observation.peak_bytes, strict=False):
-            terms.append(memory_terms(view, observation.configuration.method))
-            peaks.append(float(peak))
-    if not peaks:
+        for rank, peak in enumerate(observation.peak_bytes):
+            key = observation.configuration, rank
+            if key not in found:
+                found[key] = memory_terms(observation.views()[rank], observation.configuration.method), []
+            found[key][1].append(float(peak))
+    if not found:
         return None
-    values, measured = np.array(terms), np.array(peaks)
+    values = np.array([terms for terms, _ in found.values()])
+    measured = np.array([np.mean(peaks) for _, peaks in found.values()])
     scale = values.max(axis=0)
     scale[scale == 0.0] = 1.0
-    weight = 1.0 / measured
-    solution, _ = nnls(values / scale * weight[:, None], np.ones(len(measured)))
+    solution, _ = nnls(values / scale / measured[:, None], np.ones(len(measured)))
     coefficients = solution / scale
     ratio = measured / (values @ coefficients)
     lift = max(1.0, float(ratio.max()) / (1.0 + LARGEST_SHORTFALL))
     logs = np.log(ratio / lift)
     return MemoryCosts(
-        constant=float(coefficients[0] * lift),
-        per_arena_byte=float(coefficients[1] * lift),
-        per_static_byte=float(coefficients[2] * lift),
-        per_wire_byte=float(coefficients[3] * lift),
+        **dict(zip(TERMS, (coefficients * lift).tolist(), strict=True)),
         low=float(np.exp(np.quantile(logs, 0.05))),
         high=float(np.exp(np.quantile(logs, 0.95))),
     )
@@ -91,5 +106,4 @@ def fit_memory(observations: Sequence[Observation]) -> MemoryCosts | None:
 
 def peak_bytes(costs: MemoryCosts, view: RankView, method: str) -> float:
     """Forecast of a rank's peak, in bytes above its interpreter (on a GPU: allocated there)."""
-    coefficients = (costs.constant, costs.per_arena_byte, costs.per_static_byte, costs.per_wire_byte)
-    return float(memory_terms(view, method) @ np.array(coefficients))
+    return float(memory_terms(view, method) @ np.array([getattr(costs, name) for name in TERMS]))

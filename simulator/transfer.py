@@ -19,18 +19,14 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
-from pydantic import Field
 
 from halocast.errors import MisuseError, RunError
 from halocast.simulator.catalogue import Device
-from halocast.simulator.costs import Costs, EpochError, LinearCost, Price, Record
-from halocast.traces.operations import Operation
+from halocast.simulator.costs import Ceilings, Costs, LinearCost
 
 MEMORY_TERMS = ("row_values", "edge_values", "rows", "bytes")
 MOVED_SPREAD = 0.5
 """Standard deviation of log(true / moved) that is taken for granted: nobody has measured it."""
-NORMAL_QUANTILES = (-1.645, -1.036, -0.674, -0.385, -0.126, 0.126, 0.385, 0.674, 1.036, 1.645)
-"""The 5th, 15th, ... 95th percentile of a standard normal distribution."""
 COPIED_BYTES = 256_000_000
 PRODUCT_SIZE = 2048
 REPEATS = 5
@@ -38,60 +34,38 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 """What BLAS libraries take their number of threads from, once, when they are loaded."""
 
 
-class Ceilings(Record):
-    """What a machine can do at most, as measured."""
-
-    memory_rate: float = Field(gt=0.0, allow_inf_nan=False)
-    """Bytes per second, read and written."""
-    gemm_rate: float = Field(gt=0.0, allow_inf_nan=False)
-    """Single-precision flop/s of matrix products."""
-    copy_rate: float = Field(gt=0.0, allow_inf_nan=False)
-    """Bytes per second that are copied in memory."""
-    date: str
-    machine: str
-    threads: int = Field(default=1, ge=1)
-    """On which these were reached: as many as a rank of the calibration runs had."""
-
-
-class MovedCosts(Costs):
-    """Costs of a device that nothing was measured on: every price is extrapolated."""
-
-    moved: str = Field(min_length=1)
-    """From where to where."""
-
-    def price(self, operation: Operation, fingerprint: str, ranks: int) -> Price:
-        """As `Costs.price`, marked."""
-        price = super().price(operation, fingerprint, ranks)
-        reason = f"{self.moved}; {price.extrapolated}" if price.extrapolated else self.moved
-        return price.model_copy(update={"extrapolated": reason})
-
-
-def move_costs(costs: Costs, source: Ceilings, target: Device) -> Costs:
+def move_costs(costs: Costs, target: Device) -> Costs:
     """What the operations would cost a rank that has a whole `target` to itself.
 
-    `source` are the ceilings of the machine that `costs` were measured on. Host, network and memory costs stay the source's.
-    Raises MisuseError for costs that were moved before.
+    Host, network and memory costs stay the source's. Raises MisuseError for costs without ceilings and for moved ones.
     """
-    if isinstance(costs, MovedCosts):
-        raise MisuseError(f"costs were {costs.moved} already: move them from where they were measured")
-    moved = f"moved from {source.machine} to {target.title} by measured ceilings"
-    return MovedCosts(
-        **{
-            **dict(costs),
+    if costs.moved:
+        raise MisuseError(f"these costs were {costs.moved} already: move them from where they were measured")
+    if costs.ceilings is None:
+        raise MisuseError(
+            f"these costs hold no ceilings of {costs.machine} to move them by: calibrate again with `halocast calibrate`"
+        )
+    source = costs.ceilings
+    moved = f"moved from {costs.machine} to {target.title} by ceilings"
+    return costs.model_copy(
+        update={
             "device": target.title,
             "memory_bytes": int(target.memory_bytes.value),
-            "operations": {name: move_cost(cost, source, target) for name, cost in costs.operations.items()},
-            "errors": _widened(costs.errors),
-            "notes": (*costs.notes, *_notes(costs, source, target, moved)),
+            "operations": {name: move_cost(name, cost, source, target) for name, cost in costs.operations.items()},
+            "notes": (*costs.notes, *_notes(costs, source)),
             "moved": moved,
         }
     )
 
 
-def move_cost(cost: LinearCost, source: Ceilings, target: Device) -> LinearCost:
-    """One model: coefficients by what their terms are bound by, the residual widened by `MOVED_SPREAD`."""
+def move_cost(name: str, cost: LinearCost, source: Ceilings, target: Device) -> LinearCost:
+    """One model: coefficients by what their terms are bound by, the residual widened by `MOVED_SPREAD`.
+
+    Matrix products (`Transform`) go by their flops; whatever else counts flops, as Aggregate does, waits for the memory.
+    """
     memory, gemm = source.memory_rate / target.memory_rate.achievable, source.gemm_rate / target.gemm_rate.achievable
-    factors = {"flops": gemm, **dict.fromkeys(MEMORY_TERMS, memory)}
+    is_product = name.rpartition("/")[2].startswith("Transform")
+    factors = {"flops": gemm if is_product else memory, **dict.fromkeys(MEMORY_TERMS, memory)}
     coefficients = {term: value * factors.get(term, 1.0) for term, value in cost.coefficients.items()}
     if target.kind == "gpu" and target.launch_seconds is not None:
         coefficients["constant"] = target.launch_seconds.value
@@ -100,21 +74,9 @@ def move_cost(cost: LinearCost, source: Ceilings, target: Device) -> LinearCost:
     return cost.model_copy(update={"coefficients": coefficients, "residual": float(np.hypot(cost.residual, MOVED_SPREAD))})
 
 
-def _widened(errors: tuple[EpochError, ...]) -> tuple[EpochError, ...]:
-    """The errors that intervals are made of, each scattered as moving may be wrong."""
-    known = errors or (EpochError(oversubscribed=False, log_ratio=0.0, at_speed=0.0),)
-    return tuple(
-        each.model_copy(update={"log_ratio": each.log_ratio + MOVED_SPREAD * quantile})
-        for each in known
-        for quantile in NORMAL_QUANTILES
-    )
-
-
-def _notes(costs: Costs, source: Ceilings, target: Device, moved: str) -> list[str]:
-    notes = [
-        f"operations {moved} ({source.date}); the standard deviation of the error, {MOVED_SPREAD:g} of a logarithm, is assumed",
-        f"host, network and memory costs are still those of {costs.machine}",
-    ]
+def _notes(costs: Costs, source: Ceilings) -> list[str]:
+    """What a moved forecast takes for granted besides."""
+    notes = [f"the standard deviation of moving, {MOVED_SPREAD:g} of a logarithm, is assumed"]
     if source.machine != costs.machine:
         notes.append(f"ceilings were measured on {source.machine}, operations on {costs.machine}")
     if set(costs.calibrated.threads) != {source.threads}:
@@ -146,12 +108,11 @@ def measure_ceilings(*, threads: int = 1) -> Ceilings:
 
 def print_rates(threads: int) -> None:
     """What the measuring process does: the rates as JSON."""
-    copied = copy_rate(threads)
-    print(json.dumps({"memory_rate": 2.0 * copied, "gemm_rate": gemm_rate(), "copy_rate": copied}))
+    print(json.dumps({"memory_rate": 2.0 * copy_rate(threads), "gemm_rate": gemm_rate()}))  # a copy reads and writes
 
 
 def copy_rate(threads: int, size: int = COPIED_BYTES) -> float:
-    """Bytes per second of copying `size` bytes, a share on each thread. Reading and writing makes it twice as many."""
+    """Bytes per second of copying `size` bytes, a share on each thread."""
     source, target = np.ones(size, dtype=np.uint8), np.zeros(size, dtype=np.uint8)
     pieces = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
     with ThreadPoolExecutor(threads) as pool:

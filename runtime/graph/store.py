@@ -15,6 +15,8 @@ from halocast.runtime.graph.partition import locality_order, partition_graph
 from halocast.runtime.graph.shard import MANIFEST, ShardSet, open_shards, write_shards
 
 Report = Callable[[str], None]
+LINES_OF_PROGRESS = 8
+"""Of one partition, at most."""
 
 
 def shard_cache() -> Path:
@@ -99,6 +101,7 @@ def _cut(graph: Graph, parts: int, description: dict[str, object], target: Path,
     )
     report("ordering rows by locality")
     position = locality_order(graph, assignment, seed=seed)
+    step = -(-parts // LINES_OF_PROGRESS)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         return write_shards(
@@ -107,7 +110,7 @@ def _cut(graph: Graph, parts: int, description: dict[str, object], target: Path,
             position,
             target,
             partition=description,
-            on_part=lambda part: report(f"writing shard {part + 1} of {parts}"),
+            on_part=lambda part: report(f"writing shard {part + 1} of {parts}") if (part + 1) % step == 0 else None,
         )
     except OSError as error:
         raise RunError(

@@ -1,4 +1,7 @@
-"""Native kernels on raw addresses (0 leaves an argument out); use halocast.runtime.kernels."""
+"""Native kernels on raw addresses (0 leaves an argument out); use halocast.runtime.kernels. Simulations take arrays."""
+
+import numpy as np
+import numpy.typing as npt
 
 def attach_openmp(gomp_parallel: int) -> None: ...
 def advise_huge_pages(address: int, bytes: int) -> bool: ...
@@ -220,4 +223,44 @@ def unpack_cuda(
     accumulate: bool,
     first_bad: int,
     stream: int,
+) -> None: ...
+def simulate_epochs(
+    epochs: int,
+    *,
+    first_step: npt.NDArray[np.int64],
+    compute: npt.NDArray[np.float64],
+    meeting: npt.NDArray[np.int64],
+    reduction: npt.NDArray[np.int64],
+    first_post: npt.NDArray[np.int64],
+    posts: npt.NDArray[np.int64],
+    first_slot: npt.NDArray[np.int64],
+    last_slot: npt.NDArray[np.int64],
+    parts: npt.NDArray[np.int64],
+    slot_rank: npt.NDArray[np.int64],
+    slot_step: npt.NDArray[np.int64],
+    exchange: npt.NDArray[np.int64],
+    connection: npt.NDArray[np.int64],
+    sending_slot: npt.NDArray[np.int64],
+    receiving_slot: npt.NDArray[np.int64],
+    source: npt.NDArray[np.int64],
+    target: npt.NDArray[np.int64],
+    bytes: npt.NDArray[np.float64],
+    bucket: npt.NDArray[np.float64],
+    costs: npt.NDArray[np.float64],
+    capacity: npt.NDArray[np.float64],
+    burst: npt.NDArray[np.float64],
+    queue_seconds: float,
+    paths: npt.NDArray[np.int64],
+    latency: npt.NDArray[np.float64],
+    window: float,
+    exact_flows: int,
+    together: float,
+    exact_ring: int,
+    reached: npt.NDArray[np.float64],
+    left: npt.NDArray[np.float64],
+    landed: npt.NDArray[np.float64],
+    done: npt.NDArray[np.float64],
+    begin: npt.NDArray[np.float64],
+    end: npt.NDArray[np.float64],
+    samples: npt.NDArray[np.float64],
 ) -> None: ...

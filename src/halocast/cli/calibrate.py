@@ -35,6 +35,7 @@ def calibrate(*runs: Path, out: Path, force: Flag = False, jobs: int = 0, json: 
     """
     from halocast.simulator.calibrate import calibrate as fit
     from halocast.simulator.observations import find_runs, observe_all
+    from halocast.simulator.transfer import measure_ceilings
 
     console = Console(as_json=json)
     if out.exists() and not force:
@@ -44,7 +45,9 @@ def calibrate(*runs: Path, out: Path, force: Flag = False, jobs: int = 0, json: 
     observations = observe_all(folders)
     console.note("fitting ...")
     calibration = fit(observations, jobs=jobs or os.cpu_count() or 1)
-    costs = calibration.costs
+    console.note("measuring what this machine can do at most ...")
+    ceilings = measure_ceilings(threads=max(calibration.costs.calibrated.threads))
+    costs = calibration.costs.model_copy(update={"ceilings": ceilings})
     costs.save(out)
     errors = sorted(abs(each.log_ratio) for each in costs.errors)
     middle = errors[len(errors) // 2]
@@ -65,6 +68,10 @@ def calibrate(*runs: Path, out: Path, force: Flag = False, jobs: int = 0, json: 
     console.result(
         f"  left out one by one, configurations are forecast to {100 * middle:.1f} % (median), {100 * errors[-1]:.1f} % at worst; "  # noqa: E501
         f"repeats scatter by {100 * costs.noise:.1f} %"
+    )
+    console.result(
+        f"  ceilings of {ceilings.machine}, {ceilings.threads} threads: memory {ceilings.memory_rate / 1e9:.1f} GB/s, "
+        f"matrix products {ceilings.gemm_rate / 1e9:.0f} Gflop/s"
     )
     for note in costs.notes:
         console.result(f"  note: {note}")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from halocast.cli.console import Console, human_bytes
-from halocast.errors import MisuseError
+from halocast.errors import MisuseError, nearest
+
+if TYPE_CHECKING:
+    from halocast.cli.hardware import Hardware
+    from halocast.simulator.costs import Costs
 
 Flag = Annotated[bool, Parameter(negative=())]
-SHOWN_REASONS = 6
 
 
 def forecast(
@@ -26,6 +30,16 @@ def forecast(
     model: str | None = None,
     layers: int | None = None,
     hidden: int | None = None,
+    partitions: str = "real",
+    device: str | None = None,
+    network: str | None = None,
+    inside: str | None = None,
+    ranks_per_host: int | None = None,
+    hosts_per_switch: int | None = None,
+    oversubscription: float | None = None,
+    transport: str | None = None,
+    all_reduce: str | None = None,
+    hardware: Path | None = None,
     set_: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None,
     out: Path | None = None,
     force: Flag = False,
@@ -55,6 +69,29 @@ def forecast(
         Number of layers.
     hidden:
         Width of the hidden layers.
+    partitions:
+        real: partition the graph for so many ranks; fitted: foretell halo sizes from partitions into 2, 4, 8, 16 ...
+        parts (to an eighth of the ranks, 64 at most).
+    device:
+        A device of the catalogue for each rank (H100, A100, ...): costs are moved there by what it and the calibrated machine
+        can do at most.
+    network:
+        What joins hosts: a name in the catalogue (ethernet-100g, infiniband-ndr, ...) or a rate. Ranks are on
+        hosts of their own.
+    inside:
+        What joins the ranks of one host: nvlink-4, pcie-5, ... or a rate.
+    ranks_per_host:
+        Ranks on each host; 1 by default.
+    hosts_per_switch:
+        Hosts on each switch; one switch for all by default.
+    oversubscription:
+        By how much a switch's hosts could send more than its trunk carries.
+    transport:
+        gloo or nccl: take the catalogue's costs of messages, not the calibrated ones.
+    all_reduce:
+        ring or tree; by default as calibrated.
+    hardware:
+        A TOML file, or a folder of them, with devices, networks and transports of one's own.
     set_:
         Any key of the run file: --set partition.objective=volume.
     out:
@@ -64,6 +101,7 @@ def forecast(
     json:
         One JSON document on standard output.
     """
+    from halocast.cli.hardware import Hardware, on_hardware
     from halocast.cli.scenario import build_scenario, resolve_flags
     from halocast.simulator.costs import Costs
     from halocast.simulator.forecast import forecast as predict
@@ -71,6 +109,10 @@ def forecast(
     console = Console(as_json=json)
     if out is not None and out.exists() and not force:
         raise MisuseError(f"{out} exists; choose another --out, or overwrite it with --force")
+    if all_reduce not in (None, "ring", "tree"):
+        raise MisuseError(f"--all-reduce {all_reduce} is unknown{nearest(all_reduce, ('ring', 'tree'))}")
+    if network is not None and link is not None:
+        raise MisuseError("--network and --link both say what joins the ranks: give one of them")
     known = Costs.load(costs)
     hosts = None if link is None else "local" if link in ("unshaped", "local") else f"shaped:{link.removeprefix('shaped:')}"
     flags = {
@@ -78,9 +120,26 @@ def forecast(
         "model.layers": layers, "model.hidden": hidden,
     }  # fmt: skip
     config = resolve_flags(data, flags, set_ or [])
-    threads = config.threads or max(1, known.host.cores // config.ranks)
-    asked = build_scenario(config, bits_from=bits_from, threads=threads, report=lambda text: console.note(f"{text} ..."))
-    answer, simulation = predict(known, asked.scenario)
+    placed = Hardware(
+        device,
+        network,
+        link,
+        inside,
+        ranks_per_host,
+        hosts_per_switch,
+        oversubscription,
+        transport,
+        all_reduce,
+        catalogue=hardware,
+    )
+    moved, placement = on_hardware(known, config.ranks, placed)
+    threads = known.calibrated.threads[0] if device is not None else config.threads or threads_of(known, config.ranks, placed)
+    asked = build_scenario(
+        config, bits_from=bits_from, threads=threads, partitions=partitions, report=lambda text: console.note(f"{text} ...")
+    )
+    known, scenario = moved, placement.of(asked.scenario)
+    where = placed.title if placed.is_cluster else config.hosts
+    answer, simulation = predict(known, scenario)
     files: dict[str, str] = {}
     if out is not None:
         import json as serializer
@@ -93,7 +152,7 @@ def forecast(
         write_timeline(
             trace,
             known,
-            asked.scenario,
+            scenario,
             simulation,
             nodes=asked.nodes,
             edges=asked.edges,
@@ -103,13 +162,13 @@ def forecast(
         path.write_text(serializer.dumps(answer.to_json(), indent=1) + "\n")
         files = {"forecast": str(path), "trace": str(trace)}
     document = {
-        "graph": asked.scenario.graph, "method": asked.scenario.method, "ranks": asked.scenario.ranks, "link": config.hosts,
+        "graph": scenario.graph, "method": scenario.method, "ranks": scenario.ranks, "link": config.hosts, "hardware": where,
         "forecast": answer.to_json(), "files": files,
     }  # fmt: skip
     console.document(document)
     seconds = answer.epoch_seconds
     console.result(
-        f"{asked.scenario.graph}: {asked.scenario.method} on {asked.scenario.ranks} ranks, {config.hosts}: "
+        f"{scenario.graph}: {scenario.method} on {scenario.ranks} ranks, {where}: "
         f"{1e3 * seconds.value:.1f} ms an epoch (90 % between {1e3 * seconds.low:.1f} and {1e3 * seconds.high:.1f})"
     )
     console.table(
@@ -117,17 +176,41 @@ def forecast(
         ["part", "ms", "share"],
         [[name, f"{1e3 * part:.1f}", f"{100 * part / seconds.value:.0f} %"] for name, part in answer.breakdown.items()],
     )
-    peaks = ", ".join(human_bytes(each) for each in answer.peak_bytes) or "not calibrated"
+    lowest, highest = min(answer.peak_bytes, default=0), max(answer.peak_bytes, default=0)
+    peaks = f"{human_bytes(lowest)} to {human_bytes(highest)}" if answer.peak_bytes else "not calibrated:"
     console.result(
         f"  {human_bytes(answer.exchange_bytes_per_epoch)} exchanged an epoch, {human_bytes(answer.bytes_per_epoch)} with the "
         f"all-reduce; peak {peaks} a rank"
     )
-    for reason in answer.extrapolated[:SHOWN_REASONS]:
+    if highest * answer.peak_interval[1] > known.memory_bytes:
+        console.result(f"  that may be more than the {human_bytes(known.memory_bytes)} of {known.device}")
+    if not placed.is_cluster and scenario.ranks > known.host.cores:
+        console.result(
+            f"  all {scenario.ranks} ranks share the {known.host.cores} cores of one machine; "
+            "--ranks-per-host 1 puts each on a host of its own"
+        )
+    for reason in grouped(answer.extrapolated):
         console.result(f"  extrapolated: {reason}")
-    if len(answer.extrapolated) > SHOWN_REASONS:
-        console.result(f"  extrapolated: {len(answer.extrapolated) - SHOWN_REASONS} more (see --json)")
     following = (
-        f"halocast export {out} --to perfetto" if out is not None else f"halocast forecast {costs} --data {data} --out forecast"
+        f"halocast export {out} --to perfetto" if out is not None else "the same with --out forecast, for a trace of the epoch"
     )
     console.closing(files, following)
     return 0
+
+
+def grouped(reasons: Sequence[str]) -> list[str]:
+    """One line for all operations of which the same is said."""
+    by_text: dict[str, list[str]] = {}
+    for reason in reasons:
+        name, _, text = reason.rpartition(": ")
+        by_text.setdefault(text, []).append(name)
+    return [
+        ": ".join(filter(None, (f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0], text)))
+        for text, names in by_text.items()
+    ]
+
+
+def threads_of(costs: Costs, ranks: int, placed: Hardware) -> int:
+    """Threads a rank has: the cores of its host, shared out."""
+    sharing = placed.ranks_per_host or 1 if placed.is_cluster else ranks
+    return max(1, costs.host.cores // sharing)

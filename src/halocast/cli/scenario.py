@@ -11,8 +11,9 @@ from halocast.errors import MisuseError, nearest
 
 if TYPE_CHECKING:
     from halocast.runtime.config import RunConfig
+    from halocast.runtime.graph.shard import ShardSet
     from halocast.simulator.forecast import Scenario
-    from halocast.traces.workload import BitAssignment, Workload
+    from halocast.traces.workload import BitAssignment, PartStatistics, Workload
 
 
 @dataclass(frozen=True)
@@ -39,40 +40,44 @@ def resolve_flags(run: str, flags: Mapping[str, Any], assignments: list[str]) ->
     return resolve(override(document, assignments), origin)
 
 
-def build_scenario(config: RunConfig, *, bits_from: Path | None, threads: int, report: Callable[[str], None]) -> Asked:
-    """Partition the graph (or find it partitioned) and put the scenario together.
+FINEST_FITTED = 16
+"""No finer partition is fitted where it would be more than an eighth of the ranks asked for; no coarser one is foretold."""
+
+
+def build_scenario(
+    config: RunConfig, *, bits_from: Path | None, threads: int, partitions: str, report: Callable[[str], None]
+) -> Asked:
+    """Partition the graph (or find it partitioned, or foretell its partition) and put the scenario together.
 
     Raises MisuseError for more ranks than nodes, a layer that only torch knows, and widths that nobody can foresee.
     """
-    from halocast.runtime.graph.aggregated import with_aggregated_features
-    from halocast.runtime.graph.datasets import load_graph
-    from halocast.runtime.graph.store import prepare_shards
     from halocast.runtime.models.shapes import SELF_LOOP, built_in_specs
     from halocast.simulator.forecast import Scenario
     from halocast.simulator.observations import parse_link
+    from halocast.simulator.scaling import fit_scaling
     from halocast.traces.workload import Workload
 
-    partition = config.partition
-    shards = prepare_shards(
-        config.graph,
-        config.ranks,
-        method=partition.method,
-        objective=partition.objective,
-        balance=partition.balance,
-        seed=partition.seed,
-        symmetrise=config.symmetrise,
-        report=report,
-    )
+    if partitions not in ("real", "fitted"):
+        raise MisuseError(f"--partitions {partitions} is unknown{nearest(partitions, ('real', 'fitted'))}")
+    fits = partitions == "fitted" and config.ranks > FINEST_FITTED
+    if partitions == "fitted" and not fits:
+        report(f"{config.ranks} parts are few enough to partition: nothing is fitted")
+    *coarser, finest = fitted_parts(config.ranks) if fits else [config.ranks]
+    shards = _shards(config, finest, report, ranks=config.ranks)
     graph = shards.graph
     layers = built_in_specs(config.model, int(graph["feature_dim"]), int(graph["classes"]))
     if layers is None:
         raise MisuseError(
             f"model.layer '{config.model.layer}' cannot be forecast without building it{nearest(config.model.layer, SELF_LOOP)}"
         )
-    parts = [shards.statistics(part) for part in range(shards.parts)]
-    if config.method.exact.aggregate_features_once and parts[0].features_sparse:
-        loaded = load_graph(config.graph, symmetrise=config.symmetrise)
-        parts = with_aggregated_features(loaded, shards, parts, self_loop=SELF_LOOP[config.model.layer])
+    parts = _statistics(config, shards)
+    assumed: tuple[str, ...] = ()
+    spread = 0.0
+    if fits:
+        others = [_statistics(config, _shards(config, count, report, ranks=config.ranks)) for count in coarser]
+        scaling = fit_scaling([*others, parts])
+        parts, spread = scaling.statistics(config.ranks), scaling.error(config.ranks)
+        assumed = (f"halo sizes fitted from partitions into {', '.join(map(str, scaling.fitted))} parts",)
     workload = Workload(
         layers=layers,
         parts=tuple(parts),
@@ -81,7 +86,7 @@ def build_scenario(config: RunConfig, *, bits_from: Path | None, threads: int, r
         overlap=config.method.overlap,
         threads=threads,
     )
-    bits, assumed = _widths(config, workload, bits_from)
+    bits, notes = _widths(config, workload, bits_from)
     scenario = Scenario(
         graph=str(graph["name"]),
         fingerprint=shards.fingerprint,
@@ -89,9 +94,52 @@ def build_scenario(config: RunConfig, *, bits_from: Path | None, threads: int, r
         method=config.method.name,
         bits=bits,
         link=parse_link(config.hosts),
-        assumed=assumed,
+        spread=spread,
+        assumed=(*assumed, *notes),
     )
     return Asked(config, scenario, int(graph["nodes"]), int(graph["edges"]))
+
+
+def fitted_parts(ranks: int) -> list[int]:
+    """Into how many parts a graph is partitioned to foretell its partition for `ranks`: 2, 4, 8, 16, to an eighth of them."""
+    finest = max(FINEST_FITTED, min(ranks // 8, 64))
+    return [2**power for power in range(1, finest.bit_length())]
+
+
+def _shards(config: RunConfig, parts: int, report: Callable[[str], None], *, ranks: int) -> ShardSet:
+    """The graph in so many parts, for a scenario of `ranks`."""
+    from halocast.runtime.graph.store import prepare_shards
+
+    partition = config.partition
+    if parts != ranks and partition.method not in ("metis", "random", "contiguous"):
+        raise MisuseError(f"partition.method {partition.method}: a file is one partition; --partitions fitted needs a method")
+    shards = prepare_shards(
+        config.graph,
+        parts,
+        method=partition.method,
+        objective=partition.objective,
+        balance=partition.balance,
+        seed=partition.seed,
+        symmetrise=config.symmetrise,
+        report=report,
+    )
+    nodes = int(shards.graph["nodes"])
+    if ranks > nodes:
+        raise MisuseError(f"{ranks} ranks for the {nodes} nodes of '{shards.graph['name']}': allowed are 1 to {nodes}")
+    return shards
+
+
+def _statistics(config: RunConfig, shards: ShardSet) -> list[PartStatistics]:
+    """Of every part, with what the model makes of sparse features."""
+    from halocast.runtime.graph.aggregated import with_aggregated_features
+    from halocast.runtime.graph.datasets import load_graph
+    from halocast.runtime.models.shapes import SELF_LOOP
+
+    parts = [shards.statistics(part) for part in range(shards.parts)]
+    if not (config.method.exact.aggregate_features_once and parts[0].features_sparse):
+        return parts
+    loaded = load_graph(config.graph, symmetrise=config.symmetrise)
+    return with_aggregated_features(loaded, shards, parts, self_loop=SELF_LOOP[config.model.layer])
 
 
 def _widths(

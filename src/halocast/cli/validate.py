@@ -44,17 +44,17 @@ def validate(
     paths = {kind: str(path) for kind, path in write_validation(validation, out).items()}
     console.document({**validation_document(validation), "files": paths})
     for regime, rows in regimes(validation.rows).items():
-        found = summarise(rows, lambda row: row.at_speed.seconds)
-        usual = summarise(rows, lambda row: row.usual.seconds)
-        if found is not None and usual is not None:
+        found = summarise(rows, lambda row: row.usual.seconds)
+        at_speed = summarise(rows, lambda row: row.at_speed.seconds)
+        if found is not None and at_speed is not None:
             console.result(
                 f"{regime}: {found.configurations} configurations, error {100 * found.median:.1f} % median, "
                 f"{100 * found.p95:.1f} % 95th percentile, {100 * found.worst:.1f} % worst; "
-                f"{100 * usual.median:.1f} %, {100 * usual.p95:.1f} %, {100 * usual.worst:.1f} % at its usual speed"
+                f"{100 * at_speed.median:.1f} %, {100 * at_speed.p95:.1f} %, {100 * at_speed.worst:.1f} % at their speed"
             )
-    held, total = coverage(validation.rows, lambda row: row.at_speed)
+    held, total = coverage(validation.rows, lambda row: row.usual)
     console.result(
-        f"  repeats scatter by {100 * validation.noise_at_speed:.1f} % ({100 * validation.noise:.1f} %); "
+        f"  repeats scatter by {100 * validation.noise:.1f} % ({100 * validation.noise_at_speed:.1f} % at their own speed); "
         f"the 90 % intervals hold {held} of {total} runs"
     )
     console.closing(paths, f"halocast calibrate {runs[0]} ... --out costs.json")

@@ -6,6 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 
+from halocast.runtime.programs.adaqp import AdaQP, uniform_bits
+from halocast.runtime.programs.full import FullGraph
+from halocast.simulator.engine import RankWork, lower
+from halocast.traces.operations import AllReduce, Exchange, Operation
 from halocast.traces.workload import ExactSavings, LayerSpec, PartStatistics, Workload
 
 
@@ -46,3 +50,43 @@ def workload(
 def all_to_all(ranks: int, rows: int) -> np.ndarray:
     """Every rank sends every other as many rows."""
     return rows * (1 - np.eye(ranks, dtype=int))
+
+
+def neighbourhood(ranks: int, peers: int, seed: int = 0) -> np.ndarray:
+    """Random rows between each rank and its about `peers` nearest ones in a wrapped 3-D grid, as parts of a mesh have them.
+
+    Fewer where the grid has no more; every other rank where `peers` says so.
+    """
+    side = max(1, round(ranks ** (1 / 3)))
+    number = np.arange(ranks)
+    place = np.stack([number % side, number // side % side, number // side**2])
+    span = np.array([side, side, -(-ranks // side**2)])
+    rng = np.random.default_rng(seed)
+    rows = np.zeros((ranks, ranks), dtype=int)
+    for rank in range(ranks):
+        apart = np.abs(place - place[:, [rank]])
+        distance = (np.minimum(apart, span[:, None] - apart) ** 2).sum(axis=0)
+        nearest = np.argsort(distance, kind="stable")[1 : peers + 1]
+        rows[rank, nearest] = rng.integers(20, 400, len(nearest))
+    back = (rows == 0) & (rows.T > 0)  # edges go both ways
+    rows[back] = rng.integers(20, 400, int(back.sum()))
+    return rows
+
+
+def lowered(load: Workload, *, bits: int = 0, mean_seconds: float = 1e-3, spread: float = 0.3, seed: int = 0) -> list[RankWork]:
+    """Programs (AdaQP's, all messages of `bits`, or plain ones) with random seconds; none for starting to communicate."""
+    rng = np.random.default_rng(seed)
+
+    def price(operation: Operation) -> float:
+        is_start = isinstance(operation, Exchange | AllReduce)
+        return 0.0 if is_start else float(mean_seconds * np.exp(spread * rng.standard_normal()))
+
+    views = [load.view(rank) for rank in range(load.world_size)]
+    if not bits:
+        return [lower(FullGraph().epoch(view), price) for view in views]
+    return [lower(AdaQP().epoch(load.view(view.rank, uniform_bits(view, bits))), price) for view in views]
+
+
+def exchanged_bytes(work: list[RankWork]) -> float:
+    """What a rank sends in exchanges of an epoch, mean over ranks."""
+    return sum(each.work.bytes_out for rank in work for each in rank.operations if isinstance(each, Exchange)) / len(work)

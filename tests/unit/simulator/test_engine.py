@@ -9,7 +9,7 @@ from tests.unit.simulator.parts import all_to_all, workload
 from halocast.runtime.programs.adaqp import AdaQP, uniform_bits
 from halocast.runtime.programs.full import FullGraph
 from halocast.simulator.costs import HostCosts, NetworkCosts
-from halocast.simulator.engine import Machine, RankWork, lower, simulate
+from halocast.simulator.engine import TREE_PIECES, Machine, RankWork, lower, simulate
 from halocast.simulator.network import star
 from halocast.simulator.observations import executed, structure
 from halocast.traces.operations import Aggregate, AllReduce, Dequantize, Exchange, Transform, Wait
@@ -69,6 +69,29 @@ def test_a_symmetric_exchange_without_computing_is_the_port_bound(ranks):
     assert waited == pytest.approx(simulation.epoch_seconds, rel=1e-6)
     reduced = sum(operation.work.bytes_out for operation in reductions) * 2 * (ranks - 1) / ranks / RATE
     assert exchanged < simulation.epoch_seconds <= (exchanged + reduced) * (1 + 1e-3)
+
+
+@pytest.mark.parametrize(("ranks", "depth"), [(1, 0), (2, 1), (3, 1), (7, 2), (8, 3)])
+def test_a_tree_all_reduce_pays_for_its_bucket_once_each_way_and_for_a_piece_a_level(ranks, depth):
+    load = workload(np.zeros((ranks, ranks), dtype=int))
+    latency = 0.25
+    network = FREE.model_copy(update={"all_reduce": "tree", "latency": latency})
+    simulation = run(load, network=network)
+    buckets = [each.work.bytes_out / RATE for each in simulation.work[0].operations if isinstance(each, AllReduce)]
+    level, rest = latency + np.array(buckets) / TREE_PIECES, np.array(buckets) * (1 - 1 / TREE_PIECES)
+    # all of them start at once and know nothing of each other
+    expected = (2 * (depth * level + rest)).max() if ranks > 1 else 0.0
+    assert simulation.epoch_seconds == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_tree_beats_a_ring_where_latency_is_what_counts():
+    load = workload(np.zeros((16, 16), dtype=int))
+    seconds = [
+        run(load, rate=1e12, network=FREE.model_copy(update={"all_reduce": name, "latency": 1e-3})).epoch_seconds
+        for name in ("ring", "tree")
+    ]
+    assert seconds[0] == pytest.approx(30e-3, rel=1e-3)
+    assert seconds[1] == pytest.approx(8e-3, rel=1e-3)
 
 
 def test_messages_hide_under_central_work():

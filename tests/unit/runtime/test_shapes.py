@@ -1,0 +1,30 @@
+"""Shapes of networks that nobody builds equal those of networks that somebody does."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+
+from halocast.runtime.config import ModelConfig
+from halocast.runtime.models.layers import BUILT_IN
+from halocast.runtime.models.network import GraphNetwork, NetworkShape
+from halocast.runtime.models.shapes import SELF_LOOP, built_in_specs
+
+
+@pytest.mark.parametrize("layer", sorted(SELF_LOOP))
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_built_in_specs_are_those_of_the_network(layer: str, layers: int) -> None:
+    for norm, residual, (dim_in, hidden, classes) in product(("none", "layer"), (False, True), ((12, 8, 3), (8, 8, 8))):
+        model = {"layer": layer, "layers": layers, "hidden": hidden, "dropout": 0.3, "norm": norm, "residual": residual}
+        network = GraphNetwork(NetworkShape(**model), dim_in, classes, seed=0, dtype=torch.float32)
+        assert built_in_specs(ModelConfig(**model), dim_in, classes) == network.specs(), model
+
+
+def test_every_built_in_layer_has_shapes() -> None:
+    assert set(SELF_LOOP) == set(BUILT_IN)
+
+
+def test_a_layer_of_ones_own_has_none() -> None:
+    assert built_in_specs(ModelConfig(layer="package.module:Layer"), 8, 3) is None
