@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import joblib
-import matplotlib
 import numpy as np
 from benchmarks.aggregate import processor
+from matplotlib.figure import Figure
 from tests.unit.simulator.parts import exchanged_bytes, lowered, neighbourhood, workload
 
+from halocast.reports import figures
 from halocast.simulator import engine
 from halocast.simulator.costs import HostCosts, NetworkCosts
 from halocast.simulator.engine import Machine, RankWork
@@ -127,21 +128,50 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def picture(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+TARGETS = ((64, 20e-3), (1024, 0.5))
+"""(ranks, seconds an epoch) asked for."""
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
-    for axis, by in zip(axes, ("ranks", "layers"), strict=True):
-        for key, label in (("epoch", "lockstep"), ("event engine", "event engine"), ("arranging", "arranging, once")):
-            points = [(row[by], row[key]) for row in rows[by] if key in row]
+
+def exponent(rows: list[dict[str, Any]], by: str, key: str = "epoch", least: int = 1) -> float:
+    """The power of `by` that the seconds grow with, from its value `least` on."""
+    points = np.array([(row[by], row[key]) for row in rows if key in row and row[by] >= least])
+    return float(np.polyfit(np.log(points[:, 0]), np.log(points[:, 1]), 1)[0])
+
+
+def picture(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    figure = Figure(figsize=(10.0, 4.4), layout="constrained", facecolor="white")
+    panels = figure.subplots(1, 2, sharey=True)
+    lines = (
+        ("epoch", "compiled engine", figures.BLUE),
+        ("arranging", "programs to arrays, once", figures.SKY),
+        ("event engine", "SimPy", figures.ORANGE),
+    )
+    for axes, by in zip(panels, ("ranks", "layers"), strict=True):
+        for key, label, colour in lines:
+            points = [(row[by], 1e3 * row[key]) for row in rows[by] if key in row]
             if points:
-                axis.loglog(*zip(*points, strict=True), marker="o", markersize=3, label=label)
-        axis.set_xlabel(by)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("seconds a simulated epoch")
-    axes[0].legend()
+                axes.loglog(*zip(*points, strict=True), marker="o", markersize=3.5, color=colour, label=label)
+        ticks = sorted({row[by] for row in rows[by]})
+        axes.set_xticks(ticks, [f"{each:,}" for each in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel(by)
+        axes.grid(color=figures.GRID, linewidth=0.6)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    ranks, seconds = zip(*TARGETS, strict=True)
+    panels[0].plot(ranks, [1e3 * each for each in seconds], "_", color=figures.INK, markersize=14, label="asked for")
+    power = exponent(rows["ranks"], "ranks", least=64)
+    figures.headline(panels[0], "ranks", f"three layers; from 64 ranks on it grows with ranks to the power {power:.2f}")
+    power = exponent(rows["layers"], "layers")
+    figures.headline(panels[1], "layers", f"16 ranks; it grows with layers to the power {power:.2f}")
+    panels[0].set_ylabel("ms for a simulated epoch")
+    panels[0].legend(frameon=False, loc="lower right", fontsize=9)
     figure.savefig(path, dpi=150)
+
+
+def described(setting: dict[str, Any]) -> str:
+    load = ", ".join(map(str, setting["load average"]))
+    return f"{setting['processor']}; medians of {setting['repeats']} repeats; load average {load}."
 
 
 def main() -> None:
@@ -177,7 +207,7 @@ def main() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         stem = options.out / f"simulator-speed-{setting['date']}"
         growing = table(growth["ranks"] + growth["layers"])
-        parts = [f"# The simulator's speed, {setting['date']}", str(setting), verdict, table(targets)]
+        parts = [f"# The simulator's speed, {setting['date']}", described(setting), verdict, table(targets)]
         parts += ["Growth in ranks and in layers:", growing, f"![growth]({stem.name}.png)"]
         stem.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
         document = {"setting": setting, "targets": targets, "sweep": many, "growth": growth}

@@ -19,8 +19,8 @@ FREE = NetworkCosts(
     efficiency=1.0, latency=0.0, send_seconds=0.0, receive_seconds=0.0, byte_seconds=0.0, reduce_step_seconds=0.0,
     post_seconds=0.0, wake_seconds=0.0,
 )  # fmt: skip
-COSTLY = NetworkCosts(efficiency=0.95, latency=1e-4, post_seconds=2e-5, send_buffer_bytes=4e3)
-BUSY = HostCosts(cores=1, gap_seconds=1e-5, epoch_seconds=1e-3, first_rank_seconds=1e-3)
+COSTLY = NetworkCosts(efficiency=0.95, reduce_efficiency=0.9, latency=1e-4, post_seconds=2e-5, send_buffer_bytes=4e3)
+BUSY = HostCosts(cores=1, slowness=1.2, gap_seconds=1e-5, epoch_seconds=1e-3, first_rank_seconds=1e-3)
 IDEAL = HostCosts(cores=1)
 TOPOLOGIES = {
     "star": star,
