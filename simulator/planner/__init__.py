@@ -1,0 +1,1 @@
+"""What training should do: message widths, partition and method, chosen by forecast."""
