@@ -3,9 +3,9 @@
 A message's widths are points (bytes, variance). On their lower convex hull each step to a wider one, an *upgrade*, is worth
 less a byte than the one before it, so that all upgrades worth more than a price are the best there is at that price, whatever
 exchange they are in: water-filling, and the linear relaxation of a multiple-choice knapsack (P. Sinha and A. Zoltners,
-Operations Research 27, 1979). A budget is met by the price at which it is used up. What the last upgrade leaves
-of it is used by trying the messages whose upgrades are closest to that price in all combinations that could still win (D. Pisinger,
-European Journal of Operational Research 83, 1995).
+Operations Research 27, 1979). A budget is met by the price at which it is used up. What the last upgrade
+leaves of it is used by trying the messages whose upgrades are closest to that price in all combinations that could still win
+(D. Pisinger, European Journal of Operational Research 83, 1995).
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ class Picked:
 def _upgrades(choices: Choices) -> Upgrades:
     more, gain = np.diff(choices.bytes, axis=1), -np.diff(choices.variance, axis=1)
     price = np.divide(gain, more, out=np.zeros_like(gain), where=more > 0.0)
-    is_convex = (np.diff(price, axis=1) <= 0.0).all(axis=1) & (more > 0.0).all(axis=1) & (gain >= 0.0).all(axis=1)
+    is_convex: npt.NDArray[np.bool_] = np.logical_and.reduce(
+        [(np.diff(price, axis=1) <= 0.0).all(axis=1), (more > 0.0).all(axis=1), (gain >= 0.0).all(axis=1)]
+    )
     messages, steps = price.shape
     kept = (gain > 0.0) & is_convex[:, None]
     message, column = np.divmod(np.flatnonzero(kept.ravel()), max(steps, 1))

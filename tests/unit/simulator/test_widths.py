@@ -1,6 +1,6 @@
 """Widths of messages against brute force, mixed-integer programming, and what a price means."""
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -37,8 +37,8 @@ def optimum(table: Choices, budget: float) -> float:
     constraints = [LinearConstraint(one_each, 1.0, 1.0), LinearConstraint(table.bytes.reshape(1, -1), -np.inf, budget)]
     scale = table.variance.max()
     found = milp(
-        table.variance.ravel() / scale, constraints=constraints, integrality=np.ones(messages * widths), bounds=Bounds(0.0, 1.0),
-        options={"mip_rel_gap": 1e-7},
+        table.variance.ravel() / scale, constraints=constraints, integrality=np.ones(messages * widths),
+        bounds=Bounds(0.0, 1.0), options={"mip_rel_gap": 1e-7},
     )  # fmt: skip
     assert found.success
     return float(found.fun * scale)
@@ -98,7 +98,7 @@ def test_more_bytes_are_never_worse():
     table = choices(300, 3)
     budgets = np.linspace(table.bytes.min(axis=1).sum(), table.bytes[:, -1].sum(), 30)
     variances = [within_bytes(table, budget).variance for budget in budgets]
-    assert all(later <= earlier * (1 + 2e-4) for earlier, later in zip(variances, variances[1:], strict=False))
+    assert all(later <= earlier * (1 + 2e-4) for earlier, later in pairwise(variances))
     assert variances[-1] == 0.0
 
 
