@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 namespace halocast {
@@ -95,7 +96,6 @@ class Epochs {
     credit_since.assign(network.resources, 0.0);
     crossing.assign(network.resources, 0);
     room.assign(network.resources, 0.0);
-    solution_of_room.assign(network.resources, 0);
     open.assign(network.resources, 0);
     members_end.assign(network.resources, 0);
     weight.assign(network.resources, 0.0);
@@ -469,33 +469,32 @@ class Epochs {
     }
   }
 
-  // Messages of an earlier exchange go first: they share the network out, later ones what is left of it.
+  // Messages of an earlier exchange go first: they share the network out, later ones what is left of it. Mostly there is only
+  // one exchange in the air.
   void share_out(double tie) {
-    ++solutions;
-    by_turn.resize(flows.size());
-    for (std::size_t each = 0; each < flows.size(); ++each) {
-      by_turn[each] = static_cast<std::int32_t>(each);
-      each_hop(flows[each], [&](Index resource) {
-        if (solution_of_room[resource] == solutions) return;
-        solution_of_room[resource] = solutions;
-        room[resource] = network.capacity[resource];
-      });
+    Index first = std::numeric_limits<Index>::max(), last = 0;
+    for (const Flow& flow : flows) {
+      first = std::min(first, flow.turn), last = std::max(last, flow.turn);
+      each_hop(flow, [&](Index resource) { room[resource] = network.capacity[resource]; });
     }
-    const auto earlier = [&](std::int32_t a, std::int32_t b) { return flows[a].turn < flows[b].turn; };
-    if (!std::is_sorted(by_turn.begin(), by_turn.end(), earlier)) std::stable_sort(by_turn.begin(), by_turn.end(), earlier);
+    if (first >= last) return share_out(flows.size(), tie, [](std::size_t each) { return each; });
+    by_turn.resize(flows.size());
+    std::iota(by_turn.begin(), by_turn.end(), 0);
+    std::stable_sort(by_turn.begin(), by_turn.end(), [&](std::int32_t a, std::int32_t b) { return flows[a].turn < flows[b].turn; });
     for (std::size_t begin = 0, end = 0; begin < by_turn.size(); begin = end) {
       while (end < by_turn.size() && flows[by_turn[end]].turn == flows[by_turn[begin]].turn) ++end;
-      share_out(begin, end, tie);
+      share_out(end - begin, tie, [&](std::size_t each) { return static_cast<std::size_t>(by_turn[begin + each]); });
     }
   }
 
-  // Max-min fair rates: of all resources the one with the least share for each of its flows fixes these, again and again.
-  // Shares only grow meanwhile, so that a queue of lower bounds does. Bertsekas and Gallager, Data Networks, section 6.5.2.
-  // Shares that differ by less than `tie` count as equal.
-  void share_out(std::size_t begin, std::size_t end, double tie) {
+  // Max-min fair rates of `count` flows: of all resources the one with the least share for each of its flows fixes these,
+  // again and again. Shares only grow meanwhile, so that a queue of lower bounds does. Bertsekas and Gallager, Data Networks,
+  // section 6.5.2. Shares that differ by less than `tie` count as equal.
+  template <class Place>
+  void share_out(std::size_t count, double tie, const Place& place_of) {
     used.clear();
-    for (std::size_t each = begin; each < end; ++each) {
-      Flow& flow = flows[by_turn[each]];
+    for (std::size_t each = 0; each < count; ++each) {
+      Flow& flow = flows[place_of(each)];
       flow.next_rate = unknown;
       each_hop(flow, [&](Index resource) {
         if (open[resource]++ == 0) used.push_back(resource);
@@ -510,8 +509,10 @@ class Epochs {
       bounds.push_back({room[resource] / static_cast<double>(open[resource]), resource});
     }
     members.resize(total);
-    for (std::size_t each = begin; each < end; ++each)
-      each_hop(flows[by_turn[each]], [&](Index resource) { members[members_end[resource]++] = by_turn[each]; });
+    for (std::size_t each = 0; each < count; ++each) {
+      const std::size_t flow = place_of(each);
+      each_hop(flows[flow], [&](Index resource) { members[members_end[resource]++] = static_cast<std::int32_t>(flow); });
+    }
     std::make_heap(bounds.begin(), bounds.end(), std::greater<>());
     while (!bounds.empty()) {
       std::pop_heap(bounds.begin(), bounds.end(), std::greater<>());
@@ -683,8 +684,6 @@ class Epochs {
   std::vector<double> room, weight, moment;  // by resource
   std::vector<Index> changed, used, open, members_end;
   std::vector<std::int32_t> members, by_turn;
-  std::vector<Index> solution_of_room;  // by resource: the solution that its room is of
-  Index solutions = 0;
   std::vector<std::pair<double, Index>> bounds;
 
   std::vector<Ring> rings;

@@ -24,7 +24,7 @@ from halocast.traces.operations import AllReduce, Exchange, Wait
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-WINDOW = 0.1
+WINDOW = 0.3
 """Rates change together with those that change within this share of the time that all flows still need to drain."""
 MANY_MESSAGES = 20_000
 """An epoch of fewer has windows shorter in proportion: it then takes no longer than one of so many."""
