@@ -46,7 +46,8 @@ class Component(IntEnum):
     QUANTISE = 1
     EXCHANGE_EXPOSED = 2
     REDUCE_EXPOSED = 3
-    OTHER = 4
+    POSTING = 4
+    WAIT = 5
 
 
 def component_of(operation: Operation) -> Component:
@@ -57,9 +58,9 @@ def component_of(operation: Operation) -> Component:
         case Dequantize():
             return Component.QUANTISE
         case Quantize():
-            return Component.QUANTISE if 0 < operation.work.bits < 32 else Component.OTHER
+            return Component.QUANTISE if 0 < operation.work.bits < 32 else Component.POSTING
         case Exchange() | AllReduce():
-            return Component.OTHER
+            return Component.POSTING
     return Component.COMPUTE
 
 

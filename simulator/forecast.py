@@ -61,8 +61,9 @@ class Forecast(BaseModel):
 
     epoch_seconds: Interval
     breakdown: dict[str, float]
-    """Seconds of an epoch, mean over ranks: compute, quantise, exchange exposed, all-reduce exposed (these four and `other` add
-    up to the epoch), and exchange hidden, which runs beside them."""
+    """Seconds of an epoch, mean over ranks: compute; quantise; exchange exposed and all-reduce exposed, waiting for messages;
+    posting messages, copied and handed to the transport; wait, between operations and for a core. These add up to the epoch.
+    Exchange hidden runs beside them."""
     bytes_per_epoch: int
     """All ranks, a ring all-reduce included."""
     exchange_bytes_per_epoch: int
@@ -196,7 +197,8 @@ COMPONENTS = {
     Component.QUANTISE: "quantise",
     Component.EXCHANGE_EXPOSED: "exchange exposed",
     Component.REDUCE_EXPOSED: "all-reduce exposed",
-    Component.OTHER: "other",
+    Component.POSTING: "posting messages",
+    Component.WAIT: "wait",
 }
 
 
@@ -211,7 +213,7 @@ def breakdown(simulation: Simulation) -> dict[str, float]:
             if isinstance(work.operations[index], Exchange)
         )
         hidden += max(0.0, flying - own[Component.EXCHANGE_EXPOSED])
-        own[Component.OTHER] += max(0.0, (timeline.end - timeline.begin) - own.sum())
+        own[Component.WAIT] = max(0.0, (timeline.end - timeline.begin) - own.sum())
         shares += own
     ranks = len(simulation.work)
     return {name: float(shares[part]) / ranks for part, name in COMPONENTS.items()} | {"exchange hidden": hidden / ranks}
