@@ -259,7 +259,8 @@ def test_sparse_features_are_shared_out() -> None:
 @given(st.data())
 def test_allocation_keeps_total_bounds_and_proportion(data: st.DataObject) -> None:
     size = data.draw(st.integers(1, 30))
-    weights = np.array(data.draw(st.lists(st.floats(0, 1e6), min_size=size, max_size=size)))
+    weight = st.just(0.0) | st.floats(1e-3, 1e6)
+    weights = np.array(data.draw(st.lists(weight, min_size=size, max_size=size)))
     low = np.array(data.draw(st.lists(st.integers(0, 50), min_size=size, max_size=size)))
     high = low + np.array(data.draw(st.lists(st.integers(0, 1000), min_size=size, max_size=size)))
     total = data.draw(st.integers(0, 40_000))
