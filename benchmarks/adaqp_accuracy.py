@@ -47,10 +47,12 @@ from halocast.reports import figures
 from halocast.runtime.bits.assigners import histogram_of
 from halocast.runtime.config import RunConfig, resolve
 from halocast.runtime.graph.shard import ShardSet, open_shards
-from halocast.runtime.run import check, find_shards, train
+from halocast.runtime.graph.store import find_shards
+from halocast.runtime.run import check, train
 from halocast.runtime.session import build_session, use_threads
 from halocast.runtime.trainer import RunFolder, Trainer, write_text
-from halocast.runtime.worker import cpu_name, run_identity, versions
+from halocast.runtime.worker import run_identity, versions
+from halocast.traces.trace import cpu_name
 
 Answer = TypeVar("Answer")
 Run = dict[str, Any]

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from benchmarks.aggregate import processor
+from benchmarks.simulator_speed import taken
 from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
 
@@ -59,16 +57,6 @@ def by_integers(table: Choices, budget: float) -> float:
     return float(found.fun * scale)
 
 
-def timed(task: Callable[[], Any], repeats: int = 5) -> tuple[float, Any]:
-    """Median seconds, and the last answer."""
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        answer = task()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds), answer
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder for a dated Markdown file")
@@ -84,10 +72,10 @@ def main() -> None:
         def choose(table: Choices = table, budget: float = budget) -> Any:
             return within_bytes(Choices(table.widths, table.bytes, table.variance), budget)
 
-        seconds, found = timed(choose, 3 if count > 10_000 else 7)
+        seconds, found = taken(choose, 3 if count > 10_000 else 7)
         slow, over = "", ""
         if count <= 10_000:
-            whole, least = timed(lambda table=table, budget=budget: by_integers(table, budget), 1)
+            whole, least = taken(lambda table=table, budget=budget: by_integers(table, budget), 1)
             slow, over = f"{whole:.2f} | {whole / seconds:.0f}", f"{found.variance / least:.6f}"
         lines.append(f"| {count:,} | {seconds:.4f} | {slow or ' | '} | {over} | {found.gap:.1e} |")
         print(lines[-1], flush=True)

@@ -22,7 +22,7 @@ from halocast.runtime.config import RunConfig
 from halocast.runtime.footprint import FootprintMeter
 from halocast.runtime.graph.aggregated import DENSE_FROM
 from halocast.runtime.graph.shard import ShardSet, open_shards
-from halocast.runtime.graph.store import prepare_shards
+from halocast.runtime.graph.store import find_shards
 from halocast.runtime.launch import HostSpec, RankFailure, launch_local
 from halocast.runtime.launch_context import LaunchContext
 from halocast.runtime.models.layers import build_layer
@@ -154,21 +154,6 @@ def _check_method(config: RunConfig) -> None:
     if unknown or not method.adaptive.choices:
         what = f"width {unknown[0]} is unknown" if unknown else "no width to choose from"
         raise MisuseError(f"method.adaptive.choices: {what}; allowed: {', '.join(map(str, CODED_WIDTHS))}")
-
-
-def find_shards(config: RunConfig, report: Callable[[str], None]) -> ShardSet:
-    """The run's shards, cut now if need be."""
-    partition = config.partition
-    return prepare_shards(
-        config.graph,
-        config.ranks,
-        method=partition.method,
-        objective=partition.objective,
-        balance=partition.balance,
-        seed=partition.seed,
-        symmetrise=config.symmetrise,
-        report=report,
-    )
 
 
 # -- the run folder ---------------------------------------------------------------------------------------------

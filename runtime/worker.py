@@ -32,7 +32,7 @@ from halocast.runtime.session import RankSession, build_session, use_threads, wi
 from halocast.runtime.supervise import heartbeat, report_exception, report_failure
 from halocast.runtime.trainer import Event, RunFolder, Trainer, cuda_or_cpu, write_json
 from halocast.traces.buffers import ProgramSummary, summarize, walk
-from halocast.traces.trace import ClockOffset, Machine, TracedGraph, TraceManifest, TraceWriter, write_manifest
+from halocast.traces.trace import ClockOffset, Machine, TracedGraph, TraceManifest, TraceWriter, cpu_name, write_manifest
 from halocast.traces.workload import PartStatistics, Workload
 
 Emit = Callable[[Event], None]
@@ -221,16 +221,6 @@ def trace_manifest(
 
 def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-
-
-def cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _summarize(config: RunConfig, session: RankSession) -> ProgramSummary:

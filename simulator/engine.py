@@ -347,7 +347,7 @@ class _Run:
         return flight
 
     def _send(self, key: Key, source: int, target: int, size: float) -> None:
-        network, topology = self.machine.network, self.machine.topology
+        network = self.machine.network
         flights, turn = self.flights[key], self.turns[key]
 
         def transfer() -> None:
@@ -368,8 +368,7 @@ class _Run:
                 self.timelines[target].landed[flights[target].index, source] = self.environment.now
             self._complete(flights[target], source)
 
-        same = topology.host[source] == topology.host[target]
-        latency = network.latency + (topology.latency_inside if same else topology.latency)
+        latency = self._latency(source, target)
         self.threads[source].do((network.send_seconds + network.byte_seconds * size) * self.slowness[source], transfer)
 
     def _complete(self, flight: _Flight, peer: int) -> None:
@@ -447,11 +446,14 @@ class _Run:
 
     def _hand_on(self, source: int, target: int, size: float) -> Generator[simpy.Event, Any, None]:
         """A small message: the transport's and the network's latency, then its turn."""
+        yield self.environment.timeout(self._latency(source, target))
+        yield self.fabric.follow(source, target, size)
+
+    def _latency(self, source: int, target: int) -> float:
+        """Seconds beside the transfer: the transport's and the network's."""
         topology = self.machine.topology
         same = topology.host[source] == topology.host[target]
-        latency = topology.latency_inside if same else topology.latency
-        yield self.environment.timeout(self.machine.network.latency + latency)
-        yield self.fabric.follow(source, target, size)
+        return self.machine.network.latency + (topology.latency_inside if same else topology.latency)
 
 
 TREE_PIECES = 8

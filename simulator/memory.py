@@ -9,6 +9,7 @@ is moved up until no calibrated rank lies more than `LARGEST_SHORTFALL` above it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -77,15 +78,18 @@ def _feature_bytes(view: RankView) -> int:
     return total + value * part.rows(rows) * part.feature_dim
 
 
+@cache
+def _observed_terms(observation: Observation) -> list[Floats]:
+    """By rank: `memory_terms` of a run. Validation fits it anew for every configuration that it leaves out."""
+    return [memory_terms(view, observation.configuration.method) for view in observation.views()]
+
+
 def fit_memory(observations: Sequence[Observation]) -> MemoryCosts | None:
     """Fit measured peaks; None where no run left any."""
     found: dict[tuple[Configuration, int], tuple[Floats, list[float]]] = {}
     for observation in observations:
-        for rank, peak in enumerate(observation.peak_bytes):
-            key = observation.configuration, rank
-            if key not in found:
-                found[key] = memory_terms(observation.views()[rank], observation.configuration.method), []
-            found[key][1].append(float(peak))
+        for rank, (terms, peak) in enumerate(zip(_observed_terms(observation), observation.peak_bytes, strict=False)):
+            found.setdefault((observation.configuration, rank), (terms, []))[1].append(float(peak))
     if not found:
         return None
     values = np.array([terms for terms, _ in found.values()])

@@ -20,6 +20,7 @@ import pandas as pd
 
 from halocast.errors import MisuseError
 from halocast.runtime.programs import METHODS
+from halocast.traces.buffers import walk
 from halocast.traces.operations import Direction, Free, Keep, Operation, Program
 from halocast.traces.schema import TRACE_SCHEMA_VERSION
 from halocast.traces.trace import COMMUNICATION, COMPUTE, MANIFEST, TRAIN, Trace, read_trace
@@ -117,15 +118,7 @@ class Observation:
 
 def executed(program: Program) -> list[Operation]:
     """The operations of a program that take time, in order."""
-    operations: list[Operation] = []
-    try:
-        operation = next(program)
-        while True:
-            if not isinstance(operation, Keep | Free):
-                operations.append(operation)
-            operation = program.send(None)
-    except StopIteration:
-        return operations
+    return [each for each in walk(program) if not isinstance(each, Keep | Free)]
 
 
 def observe(folder: Path) -> Observation:

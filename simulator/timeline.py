@@ -12,6 +12,7 @@ from halocast.runtime.programs import METHODS
 from halocast.simulator.costs import Costs
 from halocast.simulator.engine import Simulation
 from halocast.simulator.forecast import Scenario
+from halocast.traces.buffers import walk
 from halocast.traces.operations import AllReduce, Exchange, Free, Keep, Program
 from halocast.traces.trace import (
     COMMUNICATION,
@@ -90,16 +91,12 @@ def _live_bytes(program: Program) -> Sequence[int]:
     """By executed operation: bytes of the buffers alive after it."""
     sizes: dict[str, int] = {}
     total, live = 0, []
-    try:
-        operation = next(program)
-        while True:
-            if isinstance(operation, Keep):
-                sizes[operation.name] = operation.work.bytes_out
-                total += operation.work.bytes_out
-            elif isinstance(operation, Free):
-                total -= sizes.pop(operation.name, 0)
-            else:
-                live.append(total)
-            operation = program.send(None)
-    except StopIteration:
-        return live
+    for operation in walk(program):
+        if isinstance(operation, Keep):
+            sizes[operation.name] = operation.work.bytes_out
+            total += operation.work.bytes_out
+        elif isinstance(operation, Free):
+            total -= sizes.pop(operation.name, 0)
+        else:
+            live.append(total)
+    return live

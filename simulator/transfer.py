@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
-from pathlib import Path
 
 import numpy as np
 
 from halocast.errors import MisuseError, RunError
 from halocast.simulator.catalogue import Device
 from halocast.simulator.costs import Ceilings, Costs, LinearCost
+from halocast.traces.trace import cpu_name
 
 MEMORY_TERMS = ("row_values", "edge_values", "rows", "bytes")
 MOVED_SPREAD = 0.5
@@ -134,14 +133,3 @@ def _median_seconds(act: Callable[[], object]) -> float:
         act()
         seconds.append(time.perf_counter() - start)
     return float(np.median(seconds))
-
-
-def cpu_name() -> str:
-    """As traces name the machine."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

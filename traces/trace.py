@@ -11,6 +11,7 @@ trace that reads, minus its last seconds. Columns are in `halocast.traces.schema
 from __future__ import annotations
 
 import os
+import platform
 import re
 import time
 from collections.abc import Sequence
@@ -46,6 +47,17 @@ class Machine(BaseModel):
     memory_bytes: NonNegativeInt
     devices: tuple[str, ...] = ()
     """One name a rank, such as ``cpu`` or ``cuda:0 NVIDIA H200``."""
+
+
+def cpu_name() -> str:
+    """What a trace calls this machine's processor."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
 
 
 class TracedGraph(BaseModel):

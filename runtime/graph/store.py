@@ -7,12 +7,16 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from halocast.errors import MisuseError, RunError
 from halocast.runtime.graph.datasets import load_graph
 from halocast.runtime.graph.graph import Graph
 from halocast.runtime.graph.partition import locality_order, partition_graph
 from halocast.runtime.graph.shard import MANIFEST, ShardSet, open_shards, write_shards
+
+if TYPE_CHECKING:
+    from halocast.runtime.config import RunConfig
 
 Report = Callable[[str], None]
 LINES_OF_PROGRESS = 8
@@ -116,3 +120,18 @@ def _cut(graph: Graph, parts: int, description: dict[str, object], target: Path,
         raise RunError(
             f"cannot write shards to {target}: {error.strerror or error}; set HALOCAST_CACHE to a folder with space"
         ) from error
+
+
+def find_shards(config: RunConfig, report: Report, *, parts: int | None = None) -> ShardSet:
+    """A run's shards, or its graph in so many other parts, cut now if need be."""
+    partition = config.partition
+    return prepare_shards(
+        config.graph,
+        config.ranks if parts is None else parts,
+        method=partition.method,
+        objective=partition.objective,
+        balance=partition.balance,
+        seed=partition.seed,
+        symmetrise=config.symmetrise,
+        report=report,
+    )

@@ -108,21 +108,12 @@ def fitted_parts(ranks: int) -> list[int]:
 
 def _shards(config: RunConfig, parts: int, report: Callable[[str], None], *, ranks: int) -> ShardSet:
     """The graph in so many parts, for a scenario of `ranks`."""
-    from halocast.runtime.graph.store import prepare_shards
+    from halocast.runtime.graph.store import find_shards
 
-    partition = config.partition
-    if parts != ranks and partition.method not in ("metis", "random", "contiguous"):
-        raise MisuseError(f"partition.method {partition.method}: a file is one partition; --partitions fitted needs a method")
-    shards = prepare_shards(
-        config.graph,
-        parts,
-        method=partition.method,
-        objective=partition.objective,
-        balance=partition.balance,
-        seed=partition.seed,
-        symmetrise=config.symmetrise,
-        report=report,
-    )
+    method = config.partition.method
+    if parts != ranks and method not in ("metis", "random", "contiguous"):
+        raise MisuseError(f"partition.method {method}: a file is one partition; --partitions fitted needs a method")
+    shards = find_shards(config, report, parts=parts)
     nodes = int(shards.graph["nodes"])
     if ranks > nodes:
         raise MisuseError(f"{ranks} ranks for the {nodes} nodes of '{shards.graph['name']}': allowed are 1 to {nodes}")
