@@ -3,8 +3,8 @@
     plan/plan.json      what it is for, what it says, what was forecast and why it was chosen
     plan/arrays.npz     partition                            int32 [nodes]: the part that owns each node
                         layer{l}_{direction}_rank{r}         uint8: a width for each message rank r sends, peer after peer
-                        layer{l}_{direction}_prices          float32 [ranks, ranks]: seconds a byte from one rank to another costs
-                                                             the epoch, above 0; widths are renewed by it during a run
+                        layer{l}_{direction}_prices          float32 [ranks, ranks]: seconds a byte between two ranks costs the
+                                                             epoch, above 0; widths are renewed by them during a run
 
 A plan without quantised messages has a partition only.
 """
