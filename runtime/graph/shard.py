@@ -171,7 +171,7 @@ def write_shards(
     recorded in the manifest (method, objective, seed, ...). Raises OSError where the disk is full.
     """
     parts = int(assignment.max(initial=0)) + 1
-    layout = _Layout(graph, assignment, position, parts)
+    layout = PartitionRows(graph, assignment, position, parts)
     building = folder.with_name(f"{folder.name}.building-{os.getpid()}")
     shutil.rmtree(building, ignore_errors=True)
     try:
@@ -217,12 +217,15 @@ def _install(building: Path, folder: Path, manifest: dict[str, Any]) -> None:
 
 def partition_statistics(graph: Graph, assignment: Int32Array) -> list[PartStatistics]:
     """The statistics of every part of `assignment`, without writing shards."""
-    parts = int(assignment.max(initial=0)) + 1
-    layout = _Layout(graph, assignment, np.arange(graph.nodes, dtype=np.int64), parts)
-    return [_statistics(graph, layout, part, layout.columns(part)) for part in range(parts)]
+    return partition_rows(graph, assignment, np.arange(graph.nodes, dtype=np.int64)).statistics()
 
 
-class _Layout:
+def partition_rows(graph: Graph, assignment: Int32Array, position: Int64Array) -> PartitionRows:
+    """Which node is in which row of which part, nodes in the order of `position` [nodes]."""
+    return PartitionRows(graph, assignment, position, int(assignment.max(initial=0)) + 1)
+
+
+class PartitionRows:
     """Which node sits in which row of which part."""
 
     def __init__(self, graph: Graph, assignment: Int32Array, position: Int64Array, parts: int) -> None:
@@ -259,6 +262,10 @@ class _Layout:
             np.bincount(owner[labelled[rows]], minlength=self.parts) for owner, rows in zip(owners, slices, strict=True)
         ]
 
+    def statistics(self) -> list[PartStatistics]:
+        """Of every part."""
+        return [_statistics(self.graph, self, part, self.columns(part)) for part in range(self.parts)]
+
     def columns(self, part: int) -> tuple[Int64Array, Int64Array]:
         """(row, column) of every entry of the part's rows of A, in local ids; halo columns start at own."""
         graph, own, halo = self.graph, self.own[part], self.halo[part]
@@ -276,7 +283,7 @@ class _Layout:
         return np.asarray(self.local[np.concatenate(needed)])
 
 
-def _statistics(graph: Graph, layout: _Layout, part: int, columns: tuple[Int64Array, Int64Array]) -> PartStatistics:
+def _statistics(graph: Graph, layout: PartitionRows, part: int, columns: tuple[Int64Array, Int64Array]) -> PartStatistics:
     own, halo = layout.own[part], layout.halo[part]
     marginal = int(layout.marginal[own].sum())
     rows, column = columns
@@ -303,7 +310,7 @@ def _statistics(graph: Graph, layout: _Layout, part: int, columns: tuple[Int64Ar
     )
 
 
-def _write_part(graph: Graph, layout: _Layout, part: int, folder: Path) -> PartStatistics:
+def _write_part(graph: Graph, layout: PartitionRows, part: int, folder: Path) -> PartStatistics:
     folder.mkdir(parents=True)
     own, halo = layout.own[part], layout.halo[part]
     rows, column = layout.columns(part)

@@ -105,7 +105,7 @@ def _upgrades(choices: Choices) -> Upgrades:
     start = np.zeros(messages, dtype=np.int64)
     others: list[tuple[int, int, float, float]] = []
     for row in np.flatnonzero(~is_convex).tolist():  # few values: whole bytes, and side information that 16 bits do without
-        hull = _hull(choices.bytes[row], choices.variance[row])
+        hull = convex_hull(choices.bytes[row], choices.variance[row])
         start[row] = hull[0]
         size, variance = choices.bytes[row, hull], choices.variance[row, hull]
         others += zip([row] * len(hull), hull[1:], np.diff(size).tolist(), (-np.diff(variance)).tolist(), strict=False)
@@ -116,7 +116,7 @@ def _upgrades(choices: Choices) -> Upgrades:
     return Upgrades(message[order], np.concatenate([column + 1, to])[order].astype(np.int64), more, gain, gain / more, start)
 
 
-def _hull(size: Floats, variance: Floats) -> list[int]:
+def convex_hull(size: Floats, variance: Floats) -> list[int]:
     """Indices of the lower convex hull, from the smallest on, as far as it falls; of points of one size the lowest."""
     hull: list[int] = []
     for each in np.lexsort((variance, size)).tolist():
