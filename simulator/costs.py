@@ -31,6 +31,10 @@ TERMS = ("constant", "row_values", "edge_values", "flops", "bytes", "rows", "mes
 Floats = npt.NDArray[np.float64]
 
 
+class UncalibratedError(MisuseError):
+    """Nothing like the operation was in any calibration run."""
+
+
 class Record(BaseModel):
     """Immutable, and strict about its keys."""
 
@@ -273,13 +277,13 @@ class Costs(Record):
     def price(self, operation: Operation, fingerprint: str, ranks: int) -> Price:
         """Seconds alone on a core, by the most particular model; extrapolated where no model has seen such work.
 
-        Raises MisuseError for an operation of a kind that was never calibrated.
+        Raises UncalibratedError for an operation of a kind that no run did.
         """
         values = dict(zip(TERMS, terms(operation.work, messages_of(operation)), strict=True))
         name, kind = class_of(operation), kind_of(operation)
         known = [(key, model) for key in keys_of(operation, fingerprint, ranks) if (model := self.operations.get(key))]
         if not known:
-            raise MisuseError(
+            raise UncalibratedError(
                 f"no calibrated cost for {kind}: the calibration runs never did it; "
                 "calibrate on a run of this method and model as well, or ask about such a run (--data RUN/config.toml)"
             )

@@ -103,7 +103,8 @@ class Messages:
         ratio[self.weight == 0.0] = 0.0
         thresholds = np.array([size / gain for _, size, gain in steps[1:]])
         taken = np.searchsorted(thresholds, ratio, side="right")
-        return np.array([allowed[index] for index, _, _ in steps], dtype=np.uint8)[taken]
+        widths: Widths = np.array([allowed[index] for index, _, _ in steps], dtype=np.uint8)[taken]
+        return widths
 
 
 def _steps(size: Floats, factor: Floats) -> list[tuple[int, float, float]]:
@@ -192,7 +193,8 @@ class DurationSolver:
         def prices_of(multipliers: Floats) -> Floats:
             per_second = float((multipliers * np.where(finite, wire.capacity, 0.0)).sum())
             prices = multipliers[wire.paths].sum(axis=1) + per_second * wire.handling
-            return np.maximum(prices, LEAST_SHARE * float(prices.max(initial=0.0)))
+            raised: Floats = np.maximum(prices, LEAST_SHARE * float(prices.max(initial=0.0)))
+            return raised
 
         for turn in range(ROUNDS):
             _, sent = self.evaluate(prices_of(multipliers))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ class WireTimes:
 
     @property
     def ranks(self) -> int:
-        return round(len(self.paths) ** 0.5)
+        return math.isqrt(len(self.paths))
 
     def loads(self, sent: Floats) -> Floats:
         """[resources] seconds each is busy with `sent` [ranks²] bytes; the longest is how long the exchange takes."""

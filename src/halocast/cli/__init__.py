@@ -30,6 +30,7 @@ COMMANDS = {
     "train": "Train on a whole graph and leave a run folder: configuration, metrics, checkpoints, trace.",
     "calibrate": "Fit what operations, messages and cores cost, from recorded runs.",
     "forecast": "Say what a run would do, from calibrated costs, with a 90 % interval.",
+    "plan": "Choose widths, partition, savings and method by forecast, for training to follow.",
     "validate": "Forecast every recorded configuration from the others, and say how wrong that is.",
     "datasets": "List the graphs that are known by name.",
     "partition": "Cut a graph into parts and store one memory-mapped shard a part.",

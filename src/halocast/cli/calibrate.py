@@ -35,7 +35,9 @@ def calibrate(*runs: Path, out: Path, force: Flag = False, jobs: int = 0, json: 
     """
     from halocast.simulator.calibrate import calibrate as fit
     from halocast.simulator.observations import find_runs, observe_all
+    from halocast.simulator.planner.rowmodel import RowKey, merge_rows, rows_beside
     from halocast.simulator.transfer import measure_ceilings
+    from halocast.traces.rows import read_rows
 
     console = Console(as_json=json)
     if out.exists() and not force:
@@ -49,6 +51,17 @@ def calibrate(*runs: Path, out: Path, force: Flag = False, jobs: int = 0, json: 
     ceilings = measure_ceilings(threads=max(calibration.costs.calibrated.threads))
     costs = calibration.costs.model_copy(update={"ceilings": ceilings})
     costs.save(out)
+    rows = merge_rows(
+        [
+            (RowKey(each.configuration.fingerprint, each.configuration.model, each.configuration.ranks), found)
+            for each in observations
+            if (found := read_rows(each.folder)) is not None
+        ]
+    )
+    files = {"costs": str(out)}
+    if rows.recorded:
+        rows.save(rows_beside(out))
+        files["rows"] = str(rows_beside(out))
     errors = sorted(abs(each.log_ratio) for each in costs.errors)
     middle = errors[len(errors) // 2]
     document = {
@@ -59,7 +72,7 @@ def calibrate(*runs: Path, out: Path, force: Flag = False, jobs: int = 0, json: 
         "worst_error": errors[-1],
         "noise": costs.noise,
         "notes": list(costs.notes),
-        "files": {"costs": str(out)},
+        "files": files,
     }
     console.document(document)
     console.result(
@@ -77,7 +90,5 @@ def calibrate(*runs: Path, out: Path, force: Flag = False, jobs: int = 0, json: 
         console.result(f"  note: {note}")
     example = folders[0] / "config.toml"
     data = str(example) if example.is_file() else next(iter(costs.calibrated.graphs.values()))
-    console.closing(
-        {"costs": str(out)}, f"halocast forecast {out} --data {data} --ranks 4 --method adaqp --bits 4 --link 200mbit"
-    )
+    console.closing(files, f"halocast forecast {out} --data {data} --ranks 4 --method adaqp --bits 4 --link 200mbit")
     return 0

@@ -1,0 +1,319 @@
+"""From a run's configuration and calibrated costs to a plan: partitions are made here, forecast by the simulator's planner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from halocast import __version__
+from halocast.cli.hardware import Hardware, Placement, on_hardware
+from halocast.errors import MisuseError, nearest
+from halocast.runtime.graph.aggregated import StoredValues, count_stored
+from halocast.runtime.graph.datasets import load_graph
+from halocast.runtime.graph.graph import Graph
+from halocast.runtime.graph.layout import PartitionLayout
+from halocast.runtime.graph.partition import METHODS, partition_graph
+from halocast.runtime.models.shapes import SELF_LOOP, built_in_specs
+from halocast.runtime.programs.adaqp import exchange_shapes
+from halocast.simulator.costs import Costs
+from halocast.simulator.forecast import Scenario
+from halocast.simulator.observations import parse_link
+from halocast.simulator.planner.bits import Messages
+from halocast.simulator.planner.risk import RiskCurve
+from halocast.simulator.planner.rowmodel import RowModel, predict_messages
+from halocast.simulator.planner.search import Answer, Goal, Option, Search
+from halocast.traces.plan import (
+    PARTITION,
+    Baseline,
+    Plan,
+    PlannedExchange,
+    PlannedForecast,
+    PlannedGraph,
+    prices_name,
+    widths_name,
+    write_plan,
+)
+from halocast.traces.wire import WIDTHS
+from halocast.traces.workload import ExactSavings, LayerSpec, Workload
+
+if TYPE_CHECKING:
+    from halocast.runtime.config import RunConfig
+
+Report = Callable[[str], None]
+LARGE = 20_000_000
+"""Entries of a graph from which on partitioning takes so long that only what the run asks for is considered."""
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """The run that is planned for, as every partition of it shares it."""
+
+    config: RunConfig
+    graph: Graph
+    layers: tuple[LayerSpec, ...]
+    rows: RowModel
+    placement: Placement
+    threads: int
+
+    @cached_property
+    def stored(self) -> StoredValues | None:
+        """Of the aggregated features, which the model's self loop changes."""
+        return count_stored(self.graph, self_loop=SELF_LOOP[self.config.model.layer])
+
+    @property
+    def model(self) -> str:
+        """As `observations.Configuration.model` has it, up to the savings."""
+        widths = "x".join(str(layer.dim_out) for layer in self.layers)
+        return f"{self.config.model.layer} {self.layers[0].dim_in}x{widths}"
+
+
+@dataclass(frozen=True, eq=False)
+class GraphPartition:
+    """A partition of the run's graph (`search.Partitioned`)."""
+
+    asked: Asked
+    name: str
+    description: Mapping[str, Any]
+    layout: PartitionLayout
+
+    @property
+    def ranks(self) -> int:
+        return self.layout.parts
+
+    def scenario(self, method: str, exact: ExactSavings) -> Scenario:
+        asked = self.asked
+        parts = self.layout.statistics
+        if exact.aggregate_features_once and parts[0].features_sparse:
+            parts = self._with_aggregated
+        workload = Workload(asked.layers, parts, exact, 4, asked.config.method.overlap, asked.threads)
+        return asked.placement.of(
+            Scenario(
+                graph=asked.graph.name,
+                fingerprint=asked.graph.fingerprint,
+                workload=workload,
+                method=method,
+                bits=(None,) * self.ranks,
+                link=parse_link(asked.config.hosts),
+            )
+        )
+
+    @cached_property
+    def _with_aggregated(self) -> tuple[Any, ...]:
+        return self.layout.with_aggregated(self.asked.stored)
+
+    def messages(self, scenario: Scenario) -> tuple[list[Messages], list[str]]:
+        asked, exact = self.asked, scenario.workload.exact
+        savings = "".join("1" if getattr(exact, name) else "0" for name in exact.__slots__)
+        overlap = "" if scenario.workload.overlap else " no overlap"
+        recorded, note = asked.rows.find(asked.graph.fingerprint, f"{asked.model} exact {savings}{overlap}", self.ranks)
+        known = {} if recorded is None else {each.key: each for each in recorded.exchanges}
+        shapes = [exchange_shapes(view) for view in scenario.views()]
+        nodes = self.layout.messages(shapes)
+        found, notes = [], [note] if note else []
+        for shape in shapes[0]:
+            key = (shape.layer, shape.direction)
+            rows = known.get(key)
+            if recorded is not None and (rows is None or rows.dim != shape.dim):
+                notes.append(f"rows of layer {shape.layer} {shape.direction} were never recorded: taken as alike")
+            found.append(
+                predict_messages(
+                    rows,
+                    key,
+                    shape.dim,
+                    one_sided=shape.one_sided,
+                    ranks=self.ranks,
+                    sender=nodes[key].sender,
+                    receiver=nodes[key].receiver,
+                    node=nodes[key].node,
+                    degrees=asked.graph.degrees,
+                )
+            )
+        return found, notes
+
+
+def prepare(config: RunConfig, costs: Costs, rows: RowModel, placed: Hardware) -> tuple[Costs, Asked]:
+    """Load the graph and put together what all candidates share. Raises MisuseError for what cannot be planned."""
+    if config.model.layer not in SELF_LOOP:
+        raise MisuseError(
+            f"model.layer '{config.model.layer}' cannot be planned without building it{nearest(config.model.layer, SELF_LOOP)}"
+        )
+    if config.dtype != "float32":
+        raise MisuseError(f"dtype {config.dtype} cannot be planned: messages are quantised from float32; leave dtype out")
+    graph = load_graph(config.graph, symmetrise=config.symmetrise)
+    layers = built_in_specs(config.model, graph.feature_dim, graph.classes)
+    assert layers is not None
+    moved, placement = on_hardware(costs, config.ranks, placed)
+    sharing = placed.ranks_per_host or 1 if placed.is_cluster else config.ranks
+    threads = config.threads or max(1, costs.host.cores // sharing)
+    if placed.device is not None:
+        threads = costs.calibrated.threads[0]
+    return moved, Asked(config, graph, layers, rows, placement, threads)
+
+
+def partitions_of(asked: Asked, *, tried: int, report: Report) -> list[GraphPartition]:
+    """The run's own partition first, then up to `tried` - 1 others by METIS' objectives, balances and seeds."""
+    partition = asked.config.partition
+    own = (partition.method, partition.objective, partition.balance, partition.seed)
+    others: list[tuple[str, str, str, int]] = []
+    if partition.method == "metis" and asked.graph.nnz <= LARGE and asked.config.ranks > 1:
+        seed = partition.seed
+        others = [
+            ("metis", "volume", "nodes", seed),
+            ("metis", "cut", "edges", seed),
+            ("metis", "cut", "train", seed),
+            ("metis", "cut", "nodes", seed + 1),
+            ("metis", "cut", "nodes", seed + 2),
+            ("metis", "volume", "edges", seed),
+            ("metis", "cut", "edges", seed + 1),
+        ]
+    wanted = list(dict.fromkeys([own, *others]))[: max(1, tried)]
+    report(f"partitioning {asked.graph.name} into {asked.config.ranks}, {len(wanted)} ways")
+    return [_partition(asked, *each) for each in wanted]
+
+
+def _partition(asked: Asked, method: str, objective: str, balance: str, seed: int) -> GraphPartition:
+    assignment = partition_graph(
+        asked.graph, asked.config.ranks, method=method, objective=objective, balance=balance, seed=seed
+    )
+    short = method if method in METHODS else Path(method).name
+    name = f"{short} {objective} {balance}" + (f" seed {seed}" if seed else "") if method == "metis" else short
+    description = {"method": method, "objective": objective, "balance": balance, "seed": seed}
+    # a run of a plan reads its partition from a file, whose locality order has the run's own seed
+    return GraphPartition(asked, name, description, PartitionLayout(asked.graph, assignment, asked.config.partition.seed))
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A plan, and what it was chosen from."""
+
+    plan: Plan
+    arrays: Mapping[str, npt.NDArray[Any]]
+    answer: Answer
+    costs: Costs
+
+
+def make_plan(
+    config: RunConfig,
+    costs: Costs,
+    rows: RowModel,
+    goal: Goal,
+    *,
+    placed: Hardware | None = None,
+    ranks: Sequence[int] = (),
+    methods: Sequence[str] = ("full", "adaqp"),
+    partitions: int = 6,
+    refined: bool = True,
+    risk: RiskCurve | None = None,
+    baseline: Baseline | None = None,
+    report: Report = lambda text: None,
+) -> Planned:
+    """Search partitions, savings, methods and widths for each number of `ranks` (by default the run's).
+
+    Raises MisuseError where nothing meets the goal, and for what cannot be planned.
+    """
+    placed = placed or Hardware()
+    search: Search | None = None
+    moved = costs
+    for count in ranks or (config.ranks,):
+        each = config.model_copy(update={"ranks": count})
+        moved, asked = prepare(each, costs, rows, placed)
+        if search is None:
+            search = Search(moved, goal, risk or RiskCurve(), WIDTHS, tuple(methods), report)
+        candidates = partitions_of(asked, tried=partitions, report=report)
+        search.explore(candidates)
+    assert search is not None
+    answer = search.answer()
+    plan, arrays = describe(answer, config, goal, baseline)
+    return Planned(plan, arrays, answer, moved)
+
+
+def describe(
+    answer: Answer, config: RunConfig, goal: Goal, baseline: Baseline | None
+) -> tuple[Plan, dict[str, npt.NDArray[Any]]]:
+    """The answer as a plan and its arrays."""
+    chosen = answer.chosen
+    partition = chosen.partition
+    assert isinstance(partition, GraphPartition)
+    graph, forecast = partition.asked.graph, chosen.forecast
+    arrays: dict[str, npt.NDArray[Any]] = {PARTITION: partition.layout.assignment.astype(np.int32)}
+    exchanges: list[PlannedExchange] = []
+    if chosen.widths is not None:
+        exchanges = _describe_widths(chosen, arrays)
+    method = config.method.model_copy(update={"name": chosen.scenario.method})
+    exact = chosen.scenario.workload.exact
+    document = method.model_dump(mode="json", include={"name", "overlap", "rounding"})
+    document["exact"] = {name: getattr(exact, name) for name in exact.__slots__}
+    renews = chosen.widths is not None and bool(chosen.widths.prices)
+    plain = answer.baseline.forecast.epoch_seconds
+    plan = Plan(
+        halocast=__version__,
+        graph=PlannedGraph(
+            name=graph.name,
+            fingerprint=graph.fingerprint,
+            nodes=graph.nodes,
+            spec=config.graph,
+            symmetrise=config.symmetrise,
+        ),
+        world_size=chosen.scenario.ranks,
+        model=config.model.model_dump(mode="json"),
+        method=document,
+        partition=dict(partition.description),
+        hosts=config.hosts,
+        exchanges=tuple(exchanges),
+        reassign_every=config.reassign_every if renews else 0,
+        variance=chosen.variance,
+        forecast=PlannedForecast(
+            epoch_seconds=forecast.epoch_seconds.value,
+            low=forecast.epoch_seconds.low,
+            high=forecast.epoch_seconds.high,
+            bytes_per_epoch=forecast.bytes_per_epoch,
+            exchange_bytes_per_epoch=forecast.exchange_bytes_per_epoch,
+            peak_bytes=forecast.peak_bytes,
+            extrapolated=forecast.extrapolated,
+        ),
+        baseline=baseline or Baseline(epoch_seconds=plain.value, measured=False),
+        why=answer.why,
+        notes=(f"goal: {goal.in_words()}", *answer.notes),
+    )
+    return plan, arrays
+
+
+def _describe_widths(chosen: Option, arrays: dict[str, npt.NDArray[Any]]) -> list[PlannedExchange]:
+    """Each exchange for the plan; its widths and prices go into `arrays`."""
+    widths = chosen.widths
+    assert widths is not None
+    highest = max((float(prices.max()) for prices in widths.prices.values()), default=1.0)
+    exchanges = []
+    for messages in chosen.messages:
+        mine = widths.widths[messages.key]
+        ends = np.searchsorted(messages.sender, np.arange(messages.ranks + 1))
+        for rank in range(messages.ranks):
+            arrays[widths_name(messages.layer, messages.direction, rank)] = mine[ends[rank] : ends[rank + 1]]
+        if widths.prices:
+            prices = np.maximum(widths.prices[messages.key] / highest, np.finfo(np.float32).tiny)
+            shape = (messages.ranks, messages.ranks)
+            arrays[prices_name(messages.layer, messages.direction)] = prices.reshape(shape).astype(np.float32)
+            arrays[f"layer{messages.layer}_{messages.direction}_effect"] = np.array(messages.effect)
+        values, counts = np.unique(mine, return_counts=True)
+        exchanges.append(
+            PlannedExchange(
+                layer=messages.layer,
+                direction=messages.direction,
+                effect=messages.effect,
+                variance=messages.variance(mine),
+                bytes=int(messages.sent(mine).sum()),
+                histogram=dict(zip(values.tolist(), counts.tolist(), strict=True)),
+            )
+        )
+    return exchanges
+
+
+def save(planned: Planned, folder: Path) -> Planned:
+    """Write the plan; what was there before stays until the new one is complete."""
+    return replace(planned, plan=write_plan(folder, planned.plan, planned.arrays))
