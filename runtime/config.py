@@ -119,6 +119,14 @@ class TraceConfig(Section):
     enabled: bool = True
     flush_seconds: float = Field(default=2.0, gt=0.0)
     """Parts are written after an epoch when so many seconds have passed: what a killed run loses, and its last epoch."""
+    rows: bool = False
+    """Record, when training has ended, what its quantised messages look like, for widths to be planned from."""
+
+    @model_validator(mode="after")
+    def _rows_are_part_of_the_trace(self) -> Self:
+        if self.rows and not self.enabled:
+            raise ValueError("rows are kept in the trace: set enabled = true, or rows = false")
+        return self
 
 
 class RunConfig(Section):

@@ -217,16 +217,21 @@ class Executor:
             self._run(self.method.epoch(self.view), Context("train", epoch))
         return float(self.buckets.loss)
 
+    def probe_epoch(self, epoch: int) -> None:
+        """An epoch that is not learnt from and not recorded: all it leaves is the gradient in `buckets`."""
+        with torch.no_grad():
+            self._run(_without_step(self.method.epoch(self.view)), Context("train", epoch), recorded=False)
+
     def evaluate(self, epoch: int) -> Tensor:
         """The logits of the own rows [own, classes]; valid until the next run."""
         with torch.no_grad():
             self._run(self.method.evaluation(self.view), Context("evaluate", epoch))
         return self._buffers["logits"]
 
-    def _run(self, program: Program, context: Context) -> None:
+    def _run(self, program: Program, context: Context, *, recorded: bool = True) -> None:
         self._context, self._buffers, self._live_bytes = context, self._all_buffers[context.phase], 0
         self._tapes.clear()
-        recorded: list[tuple[int, Operation, Any, Any, int]] = []
+        stamped: list[tuple[int, Operation, Any, Any, int]] = []
         flights: list[tuple[int, Operation, Flight]] = []
         value: Any = None
         index = 0
@@ -247,14 +252,14 @@ class Executor:
             except LostPeerError as error:
                 where = f"layer {operation.layer} {operation.direction}"
                 raise LostPeerError(f"{error} ({where}, epoch {context.epoch})") from error
-            recorded.append((index, operation, before, stamp(), self._live_bytes))
+            stamped.append((index, operation, before, stamp(), self._live_bytes))
             if kind is Exchange or kind is AllReduce:
                 flights.append((index, operation, value))
             index += 1
             self._on_operation()
-        if self._recorder is not None:
+        if recorded and self._recorder is not None:
             settle()
-            self._record(recorded, flights)
+            self._record(stamped, flights)
             self._clock.next_epoch()
 
     def _change_of_live_bytes(self, operation: Operation) -> int:
@@ -265,12 +270,12 @@ class Executor:
         return -buffer.numel() * buffer.element_size()
 
     def _record(
-        self, recorded: list[tuple[int, Operation, Any, Any, int]], flights: list[tuple[int, Operation, Flight]]
+        self, stamped: list[tuple[int, Operation, Any, Any, int]], flights: list[tuple[int, Operation, Flight]]
     ) -> None:
         assert self._recorder is not None
         phase, epoch = self._context.phase, self._context.epoch
         starts: dict[int, int] = {}
-        for index, operation, before, after, live_bytes in recorded:
+        for index, operation, before, after, live_bytes in stamped:
             timing = self._clock.timing(before, after)
             starts[index] = timing.start_ns
             self._recorder.span(
@@ -546,6 +551,17 @@ class Executor:
 
     def _step(self, operation: Step) -> None:
         self.optimizer.step()
+
+
+def _without_step(program: Program) -> Program:
+    """The same operations but for the optimiser's step."""
+    value: Any = None
+    while True:
+        try:
+            operation = program.send(value)
+        except StopIteration:
+            return
+        value = None if isinstance(operation, Step) else (yield operation)
 
 
 def _put(target: Tensor, value: Tensor | None, *, overwrite: bool) -> None:

@@ -144,6 +144,8 @@ def _check_method(config: RunConfig) -> None:
     if not method.quantises:
         if method.bits is not None:
             raise MisuseError(f"method {method.name} sends rows as they are: leave method.bits out, or use --method adaqp")
+        if config.trace.rows:
+            raise MisuseError(f"trace.rows records quantised messages, and method {method.name} has none: use --method adaqp")
         return
     rule = width_rule(config)
     if isinstance(rule, FileRule) and not rule.path.is_file():

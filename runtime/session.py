@@ -28,7 +28,7 @@ from halocast.runtime.bits.rules import AdaptiveRule, RandomRule, Rule, parse_ru
 from halocast.runtime.clock import Clock
 from halocast.runtime.config import RunConfig
 from halocast.runtime.exchange.codec import Rounding
-from halocast.runtime.exchange.quantized import MessageRows, QuantizedMessages
+from halocast.runtime.exchange.quantized import ExchangeKey, MessageRows, QuantizedMessages
 from halocast.runtime.exchange.transport import Transport
 from halocast.runtime.executor import Executor, Method, RankData, Recorder, with_aggregated_statistics
 from halocast.runtime.features import FeatureRows, aggregated_features, raw_features
@@ -127,20 +127,28 @@ def build_assigner(
     if not isinstance(rule, AdaptiveRule):
         return FixedAssigner(first_widths(rule, table, config.seed))
 
-    def halo_coefficients(layer: int) -> FloatArray:
-        return adjacency.halo_coefficients(network.layers[layer])
-
     measured = adaptive.links == "measured" or (adaptive.links == "auto" and config.hosts == "local" and spans_machines())
     return AdaptiveAssigner(
         table,
         transport,
-        receiver_coefficients(table, transport, halo_coefficients),
+        message_coefficients(table, adjacency, network, transport),
         measure_links(table, transport) if measured else equal_links(table),
         config.reassign_every,
         adaptive.variance_weight,
         adaptive.group_size,
         adaptive.choices,
     )
+
+
+def message_coefficients(
+    table: MessageTable, adjacency: Adjacency, network: GraphNetwork, transport: Transport
+) -> dict[ExchangeKey, FloatArray]:
+    """Σ of the receiver's aggregation coefficients of each message this rank sends; all ranks call it together."""
+
+    def halo_coefficients(layer: int) -> FloatArray:
+        return adjacency.halo_coefficients(network.layers[layer])
+
+    return receiver_coefficients(table, transport, halo_coefficients)
 
 
 def spans_machines() -> bool:

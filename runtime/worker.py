@@ -28,10 +28,12 @@ from halocast.runtime.exchange.transport import LocalTransport, LostPeerError, T
 from halocast.runtime.footprint import FootprintMeter
 from halocast.runtime.graph.shard import ShardSet, open_shards
 from halocast.runtime.launch_context import LaunchContext, detect_launch_environment
-from halocast.runtime.session import RankSession, build_session, use_threads, width_rule
+from halocast.runtime.recording import record_rows
+from halocast.runtime.session import RankSession, build_session, message_table, use_threads, width_rule
 from halocast.runtime.supervise import heartbeat, report_exception, report_failure
 from halocast.runtime.trainer import Event, RunFolder, Trainer, cuda_or_cpu, write_json
 from halocast.traces.buffers import ProgramSummary, summarize, walk
+from halocast.traces.rows import write_rows
 from halocast.traces.trace import ClockOffset, Machine, TracedGraph, TraceManifest, TraceWriter, cpu_name, write_manifest
 from halocast.traces.workload import PartStatistics, Workload
 
@@ -142,6 +144,10 @@ def run_rank(
         if manifest is not None:
             write_manifest(folder.trace, manifest.model_copy(update={"finished": True}))
         write_json(folder.result, run_result(config, folder, shards, trainer, footprints, summaries))
+    if config.trace.rows and session.executor.messages is not None:  # with the result safe, and none of its numbers changed
+        on_step("recording what messages look like")
+        table = message_table(config, session.network, shards, transport.rank)
+        write_rows(folder.trace, transport.rank, record_rows(session, table, transport, trainer.progress.epoch))
     transport.close()
 
 

@@ -8,6 +8,8 @@ flops, bytes), so that more work never costs less. An operation is priced by the
 2. the class on the graph,
 3. the class on any graph,
 4. its *kind* and detail with any dims: marked extrapolated.
+
+Operations on encoded messages have a class for each width, and one for all widths that comes after it.
 """
 
 from __future__ import annotations
@@ -55,10 +57,10 @@ def terms(work: Work, messages: int = 0) -> tuple[float, ...]:
     )
 
 
-def class_of(operation: Operation) -> str:
-    """Operations that may be told apart by how much they do alone."""
+def class_of(operation: Operation, *, any_bits: bool = False) -> str:
+    """Operations that may be told apart by how much they do alone; `any_bits`: whatever the width of their messages."""
     work = operation.work
-    bits = f" {work.bits} bits" if work.bits else ""
+    bits = f" {work.bits} bits" if work.bits and not any_bits else ""
     dims = f" {work.dim_in}x{work.dim_out}" if work.dim_in or work.dim_out else ""
     return f"{kind_of(operation)} {operation.direction} {operation.part}{dims}{bits}"
 
@@ -70,8 +72,12 @@ def kind_of(operation: Operation) -> str:
 
 def keys_of(operation: Operation, fingerprint: str, ranks: int) -> tuple[str, ...]:
     """What the models that can price the operation are called, the most particular first."""
-    name, graph = class_of(operation), fingerprint[:12]
-    return tuple(dict.fromkeys((f"{graph}/{ranks}/{name}", f"{graph}/{name}", name, kind_of(operation))))
+    graph = fingerprint[:12]
+    names = [class_of(operation)]
+    if 0 < operation.work.bits < 32:  # encoding: messages of mixed widths (0 bits) are priced by those of one
+        names.append(class_of(operation, any_bits=True))
+    of_class = [key for name in names for key in (f"{graph}/{ranks}/{name}", f"{graph}/{name}")]
+    return tuple(dict.fromkeys((*of_class, *names, kind_of(operation))))
 
 
 class LinearCost(Record):

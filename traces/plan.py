@@ -1,10 +1,10 @@
 """A plan on disk: what training should do, and what was forecast of it.
 
     plan/plan.json      what it is for, what it says, what was forecast and why it was chosen
-    plan/arrays.npz     partition                            int32 [nodes]: the part that owns each node
-                        layer{l}_{direction}_rank{r}         uint8: a width for each message rank r sends, peer after peer
-                        layer{l}_{direction}_prices          float32 [ranks, ranks]: seconds a byte between two ranks costs the
-                                                             epoch, above 0; widths are renewed by them during a run
+    plan/arrays.npz     partition                       int32 [nodes]: the part that owns each node
+                        layer{l}_{direction}_rank{r}    uint8: a width for each message rank r sends, peer after peer
+                        layer{l}_{direction}_prices     float32 [ranks, ranks]: seconds that a byte from one rank to another
+                                                        costs the epoch, above 0; widths are renewed by it during a run
 
 A plan without quantised messages has a partition only.
 """
@@ -131,7 +131,7 @@ def write_plan(folder: Path, plan: Plan, arrays: Arrays) -> Plan:
     building = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    np.savez(building / ARRAYS, **arrays)
+    np.savez(building / ARRAYS, **dict[str, Any](arrays))
     digest = hashlib.sha256((building / ARRAYS).read_bytes()).hexdigest()
     written = plan.model_copy(update={"arrays_sha256": digest})
     (building / PLAN).write_text(json.dumps(written.model_dump(mode="json"), indent=1) + "\n")

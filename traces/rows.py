@@ -62,7 +62,7 @@ class RowStatistics:
 
 def write_rows(folder: Path, rank: int, statistics: RowStatistics) -> Path:
     """Write what `rank` sent (all messages of `statistics` are its own) by atomic rename; returns the file."""
-    arrays: dict[str, npt.NDArray[Any]] = {
+    arrays: dict[str, Any] = {
         "version": np.array(ROWS_VERSION),
         "epoch": np.array(statistics.epoch),
     }
@@ -118,10 +118,10 @@ def read_rows(folder: Path) -> RowStatistics | None:
                     columns["sender"].append(np.full(len(columns["node"][-1]), rank, dtype=np.int32))
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise MisuseError(f"{path} is damaged ({' '.join(str(error).split())}); record the run again") from error
-    exchanges = [
-        ExchangeRows(*heads[name], **{column: np.concatenate(values) for column, values in columns.items()})
-        for name, columns in parts.items()
-    ]
+    exchanges = []
+    for name, columns in parts.items():
+        whole: dict[str, Any] = {column: np.concatenate(values) for column, values in columns.items()}
+        exchanges.append(ExchangeRows(*heads[name], **whole))
     return RowStatistics(epoch, tuple(sorted(exchanges, key=lambda each: each.key)))
 
 

@@ -117,6 +117,8 @@ class _Channel:
     incoming: codec.Layout
     ranges: Tensor
     """float32 [rows sent]: max − min of each row, as last recorded."""
+    energies: Tensor
+    """float32 [rows sent]: Σ of squares of each row, as last recorded; empty before."""
 
 
 class QuantizedMessages:
@@ -139,6 +141,8 @@ class QuantizedMessages:
         self.widths = widths
         self.traces_ranges = False
         """Whether `pack` records the range of each row it sends."""
+        self.traces_energies = False
+        """Whether `pack` records the sum of squares of each row it sends, which takes a pass of its own over the rows."""
         self._seed, self._device, self._part = seed, device, part
         self._channels: dict[ExchangeKey, _Channel] = {}
         widths.check(shapes)
@@ -157,6 +161,7 @@ class QuantizedMessages:
                 self._layout(shape, shape.rows_out, widths.outgoing[key]),
                 self._layout(shape, shape.rows_in, widths.incoming[key]),
                 torch.zeros(len(rows.outgoing), dtype=torch.float32, device=device),
+                torch.zeros(0, dtype=torch.float32, device=device),
             )
 
     @property
@@ -179,12 +184,21 @@ class QuantizedMessages:
         values: npt.NDArray[np.float32] = self._channels[key].ranges.cpu().numpy()
         return values
 
+    def energies(self, key: ExchangeKey) -> npt.NDArray[np.float32]:
+        """Σ of squares of each row sent, peer after peer, from the last pass with `traces_energies`."""
+        values: npt.NDArray[np.float32] = self._channels[key].energies.cpu().numpy()
+        return values
+
     def pack(self, layer: int, direction: Direction, epoch: int, rows: Tensor, wire: Tensor) -> None:
         """Encode the rows to send of a buffer into `wire`; raises RunError for one that cannot be sent, naming its node."""
         channel = self._channels[layer, direction]
+        source = rows if channel.source is None else rows[channel.source]
+        if self.traces_energies:
+            squares = torch.linalg.vector_norm(source, dim=1).square_()
+            channel.energies = squares if channel.index is None else squares[channel.index]
         try:
             codec.pack(
-                rows if channel.source is None else rows[channel.source],
+                source,
                 wire,
                 channel.outgoing,
                 self._stream(layer, direction, epoch),

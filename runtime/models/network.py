@@ -104,6 +104,10 @@ class GradientBuckets:
     def __getitem__(self, parameter: nn.Parameter) -> Tensor:
         return self._views[parameter]
 
+    def gradient(self) -> Tensor:
+        """A copy of the whole network's gradient, [parameters], layer after layer."""
+        return torch.cat([*self.flat[:-1], self.flat[-1][:-1]])
+
     @property
     def loss(self) -> Tensor:
         """Scalar view: the sum of the losses of the rank's training rows, over all ranks once reduced."""

@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from halocast.errors import MisuseError
+from halocast.simulator.observations import Observation
 from halocast.simulator.planner.bits import Messages
 from halocast.simulator.planner.timing import ExchangeKey
 from halocast.traces.operations import Direction
-from halocast.traces.rows import ExchangeRows, RowStatistics
+from halocast.traces.rows import ExchangeRows, RowStatistics, read_rows
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -186,3 +187,14 @@ def _of_node(recorded: Ints, logs: Floats, node: Ints, degrees: Ints) -> Floats:
 def merge_rows(found: Sequence[tuple[RowKey, RowStatistics]]) -> RowModel:
     """Of several runs; a later one replaces an earlier one of the same key."""
     return RowModel(dict(found))
+
+
+def rows_of(observations: Sequence[Observation]) -> list[tuple[RowKey, RowStatistics]]:
+    """The rows that these runs recorded, where they did."""
+    found = []
+    for each in observations:
+        rows = read_rows(each.folder)
+        if rows is not None:
+            configuration = each.configuration
+            found.append((RowKey(configuration.fingerprint, configuration.model, configuration.ranks), rows))
+    return found

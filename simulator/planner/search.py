@@ -34,7 +34,7 @@ from halocast.traces.workload import ExactSavings
 
 FIRST_BITS = 4
 """Width at which partitions and savings are compared."""
-TRIED_TRADES = 9
+TRIED_TRADES = 6
 """Points of the path from the fastest to the widest widths that are simulated; more where a budget lies between two."""
 AS_FAST = 0.01
 """Epochs that differ by less than this share count as equally long: the one with less variance is better."""
@@ -158,6 +158,8 @@ class Search:
     notes: list[str] = field(default_factory=list)
     baselines: list[Option] = field(default_factory=list)
     """Plain training without savings, for each number of ranks."""
+    _plain: dict[tuple[int, ExactSavings], Option] = field(default_factory=dict)
+    _rounded: dict[tuple[int, ExactSavings, int], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.goal.strict:
@@ -195,14 +197,23 @@ class Search:
         return Option(partition, scenario, answer, simulation, variance, widths, messages, label)
 
     def plain(self, partition: Partitioned, exact: ExactSavings) -> Option:
+        key = (id(partition), exact)
+        if key not in self._plain:
+            self._plain[key] = self._forecast_plain(partition, exact)
+        return self._plain[key]
+
+    def _forecast_plain(self, partition: Partitioned, exact: ExactSavings) -> Option:
         label = f"full, {partition.name}" + ("" if exact == ExactSavings() else f", {_without(exact)}")
         return self.option(partition, partition.scenario("full", exact), label)
 
     def rounded(self, partition: Partitioned, exact: ExactSavings, bits: int) -> float:
         """Epoch seconds with every message `bits` wide: for comparing partitions and savings, not to be chosen."""
-        scenario = partition.scenario("adaqp", exact)
-        scenario = replace(scenario, bits=assign_uniform(scenario.workload, bits))
-        return forecast(self.costs, scenario, simulate=self.simulate)[0].epoch_seconds.value
+        key = (id(partition), exact, bits)
+        if key not in self._rounded:
+            scenario = partition.scenario("adaqp", exact)
+            scenario = replace(scenario, bits=assign_uniform(scenario.workload, bits))
+            self._rounded[key] = forecast(self.costs, scenario, simulate=self.simulate)[0].epoch_seconds.value
+        return self._rounded[key]
 
     # -- the search ----------------------------------------------------------------------------------------------
 
@@ -253,11 +264,7 @@ class Search:
         bits = FIRST_BITS if FIRST_BITS in self.allowed else max(self.allowed, default=32)
         seconds = {}
         for each in partitions:
-            seconds[id(each)] = (
-                self.rounded(each, exact, bits)
-                if "adaqp" in self.methods
-                else self.plain(each, exact).seconds
-            )
+            seconds[id(each)] = self.rounded(each, exact, bits) if "adaqp" in self.methods else self.plain(each, exact).seconds
         ranked = sorted(partitions, key=lambda each: seconds[id(each)])
         first, last = seconds[id(ranked[0])], seconds[id(ranked[-1])]
         if len(ranked) > 1:

@@ -35,9 +35,8 @@ def calibrate(*runs: Path, out: Path, force: Flag = False, jobs: int = 0, json: 
     """
     from halocast.simulator.calibrate import calibrate as fit
     from halocast.simulator.observations import find_runs, observe_all
-    from halocast.simulator.planner.rowmodel import RowKey, merge_rows, rows_beside
+    from halocast.simulator.planner.rowmodel import merge_rows, rows_beside, rows_of
     from halocast.simulator.transfer import measure_ceilings
-    from halocast.traces.rows import read_rows
 
     console = Console(as_json=json)
     if out.exists() and not force:
@@ -51,13 +50,7 @@ def calibrate(*runs: Path, out: Path, force: Flag = False, jobs: int = 0, json: 
     ceilings = measure_ceilings(threads=max(calibration.costs.calibrated.threads))
     costs = calibration.costs.model_copy(update={"ceilings": ceilings})
     costs.save(out)
-    rows = merge_rows(
-        [
-            (RowKey(each.configuration.fingerprint, each.configuration.model, each.configuration.ranks), found)
-            for each in observations
-            if (found := read_rows(each.folder)) is not None
-        ]
-    )
+    rows = merge_rows(rows_of(observations))
     files = {"costs": str(out)}
     if rows.recorded:
         rows.save(rows_beside(out))

@@ -8,8 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import torch.distributed.checkpoint as dcp
 from tests.integration.training.test_train import GRAPH, SMALL, halocast
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from halocast.traces.rows import read_rows
 from halocast.traces.trace import read_trace
 
 NO_SAVINGS = [
@@ -64,6 +69,37 @@ def test_a_run_whose_periods_are_shares_of_it_cannot_be_extended(tmp_path: Path)
     assert "epochs 5 → 8" in refused.stderr.strip().splitlines()[-1]
 
 
+def test_recording_rows_leaves_the_run_as_it_is(tmp_path: Path) -> None:
+    adaptive = ["--method", "adaqp", "--epochs", "4", "--set", "method.reassign_every=2", "--set", "trace.flush_seconds=60"]
+    plain = json.loads(halocast(*COMMON, *adaptive, "--out", "plain", cwd=tmp_path).stdout)
+    finished = halocast(*COMMON, *adaptive, "--set", "trace.rows=true", "--out", "rows", cwd=tmp_path)
+    assert "recording what messages look like" in finished.stderr
+    recorded = json.loads(finished.stdout)
+    measured = {"run", "epoch_seconds", "peak_bytes", "footprint", "files", "assignments"}
+    assert {key: recorded[key] for key in recorded.keys() - measured} == {key: plain[key] for key in plain.keys() - measured}
+    ours, theirs = (load_checkpoint(max((tmp_path / name / "checkpoints").glob("epoch-*"))) for name in ("rows", "plain"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    traces = [read_trace(tmp_path / name / "trace") for name in ("rows", "plain")]
+    assert len(traces[0].spans) == len(traces[1].spans)
+    assert set(traces[0].spans["epoch"]) == set(traces[1].spans["epoch"])
+    rows = read_rows(tmp_path / "rows")
+    assert rows is not None
+    assert {int(rank) for each in rows.exchanges for rank in each.sender} == {0, 1}
+    assert read_rows(tmp_path / "plain") is None
+
+
+def load_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, whatever its shape."""
+    state = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in FileSystemReader(folder).read_metadata().state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    dcp.load(state, checkpoint_id=folder, no_dist=True)
+    return state
+
+
 def test_dry_run_knows_the_bytes_of_quantised_messages(tmp_path: Path) -> None:
     arguments = [*COMMON, "--method", "adaqp", "--bits", "random"]
     foretold = json.loads(halocast(*arguments, "--dry-run", cwd=tmp_path).stdout)
@@ -81,6 +117,8 @@ def test_dry_run_knows_the_bytes_of_quantised_messages(tmp_path: Path) -> None:
         (["--method", "adaqp", "--set", "dtype=float64"], "adaqp sends float32 rows"),
         (["--method", "adaqp", "--set", "method.adaptive.choices=[2,7]"], "width 7 is unknown"),
         (["--method", "adaqp", "--bits", "nowhere.npz"], "nowhere.npz"),
+        (["--set", "trace.rows=true"], "method full has none: use --method adaqp"),
+        (["--method", "adaqp", "--set", "trace.rows=true", "--set", "trace.enabled=false"], "rows are kept in the trace"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(arguments: list[str], line: str, tmp_path: Path) -> None:

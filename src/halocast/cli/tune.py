@@ -1,0 +1,465 @@
+"""``halocast tune``: the closed loop. Trace, calibrate, plan, try, refine, train, and say how right it was."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from halocast.cli.console import Console
+from halocast.errors import HalocastError, MisuseError, RunError
+
+if TYPE_CHECKING:
+    from halocast.cli.planning import Planned
+    from halocast.runtime.config import RunConfig
+    from halocast.simulator.planner.search import Goal
+    from halocast.traces.plan import Baseline, Plan
+
+Flag = Annotated[bool, Parameter(negative=())]
+TRACED_EPOCHS = 8
+"""Of each recorded run; the first two do not count."""
+TRACED_BITS = 4
+NO_SAVINGS = {
+    "aggregate_features_once": False,
+    "transform_first": False,
+    "labelled_gradients_only": False,
+    "keep_halo_features": False,
+}
+ALL_SAVINGS = dict.fromkeys(NO_SAVINGS, True)
+STATE = "tune.json"
+
+
+def tune(
+    run: str,
+    *,
+    ranks: int | None = None,
+    model: str | None = None,
+    layers: int | None = None,
+    hidden: int | None = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+    hosts: str | None = None,
+    risk: float | None = None,
+    epoch_seconds: float | None = None,
+    variance: float | None = None,
+    memory: float | None = None,
+    partitions: int = 6,
+    trials: int = 1,
+    traced_epochs: int = TRACED_EPOCHS,
+    baseline: Flag = False,
+    set_: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None,
+    out: Path | None = None,
+    json: Flag = False,
+) -> int:
+    """Trace a few epochs, calibrate, plan, try the plan, refine it, train with it, and compare with what was forecast.
+
+    What is on disk is not done again: an interrupted tune goes on when the same command is given with the same --out.
+
+    Parameters
+    ----------
+    run:
+        A run file (.toml) or a graph, as ``halocast train`` takes it.
+    ranks:
+        Processes that share the graph.
+    model:
+        Layer: gcn or sage.
+    layers:
+        Number of layers.
+    hidden:
+        Width of the hidden layers.
+    epochs:
+        Passes over the graph of the training at the end.
+    seed:
+        Of parameters and dropout.
+    hosts:
+        local, or shaped:RATE: each rank in a network namespace behind a link of that rate.
+    risk:
+        Points of accuracy that may be at risk; 0.3 by default.
+    epoch_seconds:
+        Instead: the least variance in so many seconds an epoch.
+    variance:
+        Instead: as fast as possible with at most this relative variance of the weights' gradient.
+    memory:
+        Bytes that a rank has.
+    partitions:
+        Partitions to consider.
+    trials:
+        How often a plan is tried for a few epochs and made again with what that showed, before the training.
+    traced_epochs:
+        Epochs of each recorded run and trial.
+    baseline:
+        Train plain as long as the plan, to compare accuracy too.
+    set_:
+        Any key of the run file.
+    out:
+        Folder for everything; by default a new one under runs/.
+    json:
+        One JSON document on standard output.
+    """
+    from halocast.cli.scenario import resolve_flags
+    from halocast.simulator.planner.risk import DEFAULT_POINTS
+    from halocast.simulator.planner.search import Goal
+
+    console = Console(as_json=json)
+    if epoch_seconds is not None and variance is not None:
+        raise MisuseError("--epoch-seconds and --variance are different goals: give one of them")
+    if traced_epochs < 4:
+        raise MisuseError(f"--traced-epochs {traced_epochs} is too few: the first two do not count; allowed: 4 or more")
+    if trials < 0:
+        raise MisuseError(f"--trials {trials} is out of range; allowed: 0 or more")
+    flags = {
+        "ranks": ranks, "hosts": hosts, "model.layer": model, "model.layers": layers, "model.hidden": hidden,
+        "training.epochs": epochs, "seed": seed,
+    }  # fmt: skip
+    config = resolve_flags(run, flags, set_ or [])
+    goal = Goal(epoch_seconds, variance, None, DEFAULT_POINTS if risk is None else risk, memory)
+    folder = out or _new_folder(config)
+    loop = Tuning(config, goal, folder, console, partitions=partitions, trials=trials, traced_epochs=traced_epochs)
+    outcome = loop.run(whole_baseline=baseline)
+    report = outcome.write_page()
+    document = {**outcome.result, "stages": dict(outcome.stages), "files": {**outcome.result["files"], **report}}
+    console.document(document)
+    show(console, outcome)
+    console.closing(
+        {"plan": str(outcome.plan_folder), "run": str(outcome.run_folder), **report},
+        f"halocast export {outcome.run_folder} --to perfetto",
+    )
+    return 0
+
+
+def _new_folder(config: RunConfig) -> Path:
+    from halocast.runtime.run import open_run_folder
+
+    path = open_run_folder(config, None, resume=False, force=False).path
+    return path.with_name(path.name.replace(f"-{config.method.name}-", "-tuned-"))
+
+
+@dataclass
+class Outcome:
+    """What a tuning did."""
+
+    plan: Plan
+    plan_folder: Path
+    run_folder: Path
+    plain_folder: Path
+    result: Mapping[str, Any]
+    """Of the training with the plan."""
+    plain: Mapping[str, Any]
+    planned: Planned | None
+    """What the plan was chosen from; None where it was on disk already."""
+    stages: list[tuple[str, float]]
+    """Seconds that each took."""
+    forecast_folder: Path
+
+    def write_page(self) -> dict[str, str]:
+        """The page and its picture, beside the plan."""
+        from halocast.cli.loop import draw_loop
+
+        return draw_loop(self)
+
+
+@dataclass
+class Tuning:
+    """The loop, its stages on disk: what is there is taken as it is."""
+
+    config: RunConfig
+    goal: Goal
+    folder: Path
+    console: Console
+    partitions: int = 6
+    trials: int = 1
+    traced_epochs: int = TRACED_EPOCHS
+    stages: list[tuple[str, float]] = field(default_factory=list)
+
+    @property
+    def costs(self) -> Path:
+        return self.folder / "costs.json"
+
+    def run(self, *, whole_baseline: bool = False) -> Outcome:
+        """All stages that are left to do."""
+        self._check_state(whole_baseline)
+        plain = self._record_plain(whole_baseline)
+        folders = [self.folder / "plain"]
+        if self.config.ranks > 1:
+            self._record_quantised()
+            folders.append(self.folder / "quantised")
+        planned: Planned | None = None
+        plan_folder = self.folder / "plan"
+        if not (plan_folder / "plan.json").is_file():
+            baseline = self._baseline(plain, whole_baseline)
+            planned = self._plan(folders, baseline, self.folder / "plan-0" if self.trials else plan_folder)
+            for trial in range(self.trials):
+                folders.append(self._try(self.folder / f"plan-{trial}", self.folder / f"trial-{trial}"))
+                last = trial + 1 == self.trials
+                planned = self._plan(folders, baseline, plan_folder if last else self.folder / f"plan-{trial + 1}")
+        result = self._train(plan_folder)
+        from halocast.traces.plan import read_plan
+
+        self._write_state(whole_baseline)
+        return Outcome(
+            read_plan(plan_folder),
+            plan_folder,
+            self.folder / "run",
+            self.folder / "plain",
+            result,
+            plain,
+            planned,
+            self.stages,
+            self.folder / "forecast",
+        )
+
+    # -- what is on disk -----------------------------------------------------------------------------------------
+
+    def _identity(self, whole_baseline: bool) -> dict[str, Any]:
+        from dataclasses import asdict
+
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "goal": asdict(self.goal),
+            "partitions": self.partitions,
+            "trials": self.trials,
+            "traced_epochs": self.traced_epochs,
+            "baseline": whole_baseline,
+        }
+
+    def _check_state(self, whole_baseline: bool) -> None:
+        """Refuse a folder that holds something else, naming what differs."""
+        import json
+
+        path = self.folder / STATE
+        if not path.is_file():
+            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+                raise MisuseError(f"{self.folder} exists and holds no tuning; choose another --out")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write_state(whole_baseline)
+            return
+        try:
+            state = json.loads(path.read_text())
+            known, asked = state["asked"], json.loads(json.dumps(self._identity(whole_baseline)))
+            self.stages[:] = [(name, seconds) for name, seconds in state["stages"]]
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise MisuseError(f"{path} is damaged ({error}); choose another --out") from error
+        for name, value in asked.items():
+            if known.get(name) != value:
+                different = _difference(known.get(name), value)
+                raise MisuseError(f"{self.folder} holds a tuning of another {name} ({different}); choose another --out")
+        self.console.note(f"going on with {self.folder} ...")
+
+    def _write_state(self, whole_baseline: bool) -> None:
+        from halocast.runtime.trainer import write_json
+
+        write_json(
+            self.folder / STATE, {"asked": self._identity(whole_baseline), "stages": [list(each) for each in self.stages]}
+        )
+
+    def _timed(self, name: str) -> AbstractContextManager[None]:
+        return _Stage(self.stages, name)
+
+    # -- stages --------------------------------------------------------------------------------------------------
+
+    def _config(self, *, epochs: int, method: Mapping[str, Any], trace_rows: bool = False, quiet: bool = True) -> RunConfig:
+        """The run's configuration with another method; `quiet`: without evaluations and checkpoints."""
+        from halocast.runtime.config import resolve
+
+        document = self.config.model_dump(mode="json")
+        document["method"] = {**document["method"], **method}
+        document["training"]["epochs"] = epochs
+        if quiet:
+            document["training"].update(evaluate_every=0, checkpoint_every=0, patience=0)
+        document["trace"]["rows"] = trace_rows
+        return resolve(_without_none(document), "tune")
+
+    def _record_plain(self, whole: bool) -> dict[str, Any]:
+        epochs = self.config.training.epochs if whole else self.traced_epochs
+        config = self._config(epochs=epochs, method={"name": "full", "bits": None, "exact": NO_SAVINGS}, quiet=not whole)
+        what = "plain training, the whole of it" if whole else f"plain training, {epochs} epochs"
+        return self._record("plain", config, what)
+
+    def _record_quantised(self) -> dict[str, Any]:
+        config = self._config(
+            epochs=self.traced_epochs,
+            method={"name": "adaqp", "bits": TRACED_BITS, "exact": ALL_SAVINGS},
+            trace_rows=True,
+        )
+        return self._record("quantised", config, f"quantised training, {self.traced_epochs} epochs")
+
+    def _record(self, name: str, config: RunConfig, what: str) -> dict[str, Any]:
+        folder = self.folder / name
+        done = _result_of(folder)
+        if done is not None:
+            return done
+        self.console.note(f"tracing {what} ...")
+        with self._timed(f"tracing {name}"):
+            return _train(config, folder, self.console)
+
+    def _baseline(self, plain: Mapping[str, Any], whole: bool) -> Baseline:
+        from halocast.traces.plan import Baseline
+
+        accuracy = plain["accuracy"].get("test") if whole else None
+        return Baseline(epoch_seconds=_measured(self.folder / "plain"), measured=True, accuracy=accuracy)
+
+    def _plan(self, folders: list[Path], baseline: Baseline, target: Path) -> Planned | None:
+        from halocast.cli.planning import make_plan, save
+        from halocast.simulator.calibrate import calibrate
+        from halocast.simulator.observations import observe_all
+        from halocast.simulator.planner.rowmodel import RowModel, merge_rows, rows_beside, rows_of
+
+        if (target / "plan.json").is_file():
+            return None
+        self.console.note(f"calibrating on {', '.join(each.name for each in folders)} ...")
+        with self._timed("calibrating"):
+            observations = observe_all(folders)
+            costs = calibrate(observations, jobs=os.cpu_count() or 1).costs
+            costs.save(self.costs)
+            rows = merge_rows(rows_of(observations))
+            rows.save(rows_beside(self.costs))
+        with self._timed("planning"):
+            planned = make_plan(
+                self.config,
+                costs,
+                RowModel(rows.recorded),
+                self.goal,
+                partitions=self.partitions,
+                baseline=baseline,
+                report=lambda text: self.console.note(f"{text} ..."),
+            )
+            planned = save(planned, target)
+        seconds = planned.plan.forecast
+        self.console.note(
+            f"plan: {planned.plan.why.partition(';')[0]}; {1e3 * seconds.epoch_seconds:.1f} ms an epoch "
+            f"[{1e3 * seconds.low:.1f}, {1e3 * seconds.high:.1f}]"
+        )
+        self._write_forecast(planned)
+        return planned
+
+    def _write_forecast(self, planned: Planned) -> None:
+        """The simulated epoch, to open beside the measured one."""
+        import shutil
+
+        from halocast.simulator.timeline import write_timeline
+
+        chosen = planned.answer.chosen
+        target = self.folder / "forecast"
+        shutil.rmtree(target, ignore_errors=True)
+        graph = chosen.partition
+        write_timeline(
+            target / "trace",
+            planned.costs,
+            chosen.scenario,
+            chosen.simulation,
+            nodes=planned.plan.graph.nodes,
+            edges=getattr(graph, "edges", 0),
+            config=self.config.model_dump(mode="json"),
+        )
+
+    def _try(self, plan_folder: Path, folder: Path) -> Path:
+        """A few epochs with a plan, for what it shows of the plan's own costs."""
+        if _result_of(folder) is None:
+            config = self._planned_config(plan_folder, epochs=self.traced_epochs, quiet=True)
+            self.console.note(f"trying the plan, {self.traced_epochs} epochs ...")
+            with self._timed("trying"):
+                result = _train(config, folder, self.console)
+            self.console.note(f"{result.get('verdict', '')}")
+        return folder
+
+    def _planned_config(self, plan_folder: Path, *, epochs: int, quiet: bool) -> RunConfig:
+        from halocast.cli.train import with_plan
+        from halocast.runtime.config import resolve
+
+        base = self._config(epochs=epochs, method={}, quiet=quiet)
+        document = base.model_dump(mode="json")
+        del document["method"], document["partition"]
+        config = resolve(with_plan(_without_none(document), plan_folder), "tune")
+        if quiet:  # a trial keeps its widths: what it measures is the plan's own epoch
+            config = config.model_copy(update={"method": config.method.model_copy(update={"reassign_every": 0})})
+        return config
+
+    def _train(self, plan_folder: Path) -> dict[str, Any]:
+        folder = self.folder / "run"
+        done = _result_of(folder)
+        if done is not None:
+            return done
+        config = self._planned_config(plan_folder, epochs=self.config.training.epochs, quiet=False)
+        started = (folder / "config.toml").is_file()
+        self.console.note("training with the plan ..." if not started else "going on with the training ...")
+        with self._timed("training"):
+            return _train(config, folder, self.console, resume=started)
+
+
+@dataclass
+class _Stage:
+    stages: list[tuple[str, float]]
+    name: str
+    began: float = 0.0
+
+    def __enter__(self) -> None:
+        self.began = time.perf_counter()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.stages.append((self.name, time.perf_counter() - self.began))
+
+
+def _train(config: RunConfig, folder: Path, console: Console, *, resume: bool = False) -> dict[str, Any]:
+    """Train into `folder`; what a broken attempt without a checkpoint left there goes."""
+    from halocast.runtime.run import train
+
+    force = folder.exists() and not resume
+    with console.training(config.training.epochs) as progress:
+        return train(config, folder, resume=resume, force=force, emit=progress)
+
+
+def _result_of(folder: Path) -> dict[str, Any] | None:
+    """Of a run that was finished."""
+    import json
+
+    try:
+        document: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+    return document
+
+
+def _measured(folder: Path) -> float:
+    """A run's epoch time as forecasts are compared with it: the median after the first two."""
+    import numpy as np
+    import pandas as pd
+
+    table = pd.read_csv(folder / "metrics.csv")
+    seconds = table.loc[table["epoch"] >= 2, "epoch_seconds"]
+    if seconds.empty:
+        raise RunError(f"{folder} has no epoch after the first two; train for 4 or more")
+    return float(np.median(seconds))
+
+
+def _without_none(document: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, dict) else value for key, value in document.items() if value is not None
+    }
+
+
+def _difference(known: Any, asked: Any, path: str = "") -> str:
+    """The first key in which two documents differ."""
+    if isinstance(known, dict) and isinstance(asked, dict):
+        for key in {**known, **asked}:
+            if known.get(key) != asked.get(key):
+                return _difference(known.get(key), asked.get(key), f"{path}{key}.")
+    return f"{path.rstrip('.')} {known!r}, not {asked!r}".strip()
+
+
+def show(console: Console, outcome: Outcome) -> None:
+    """The verdict and what the loop cost."""
+    console.result(str(outcome.result.get("verdict", "")))
+    console.result(f"  {outcome.plan.why}")
+    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in outcome.stages)
+    console.result(f"  {spent}")
+
+
+Emit = Callable[[dict[str, Any]], None]
+__all__ = ["HalocastError", "Outcome", "Tuning", "show", "tune"]
