@@ -38,7 +38,7 @@ class ModelConfig(Section):
 
 class PartitionConfig(Section):
     method: str = "metis"
-    """"metis", "random", "contiguous", or the path of a file with one part number a node."""
+    """"metis", "random", "contiguous", or the path of a file with one part number a node (.txt, .npy, a plan's .npz)."""
     objective: Literal["cut", "volume"] = "cut"
     balance: Literal["nodes", "edges", "train"] = "nodes"
     seed: int = Field(default=0, ge=0)
@@ -145,6 +145,8 @@ class RunConfig(Section):
     """Threads a rank; 0: the machine's cores shared out."""
     port: int = Field(default=0, ge=0, le=65535)
     """Rendezvous port; 0: any free one."""
+    plan: str = ""
+    """Folder of the plan that the run follows (`halocast plan`): its arrays are read, and its forecast is judged."""
     seed: int = Field(default=0, ge=0, lt=2**64)
     dtype: Literal["float32", "float64"] = "float32"
     timeout_seconds: float = Field(default=300.0, gt=0.0)

@@ -26,6 +26,7 @@ from halocast.runtime.graph.store import find_shards
 from halocast.runtime.launch import HostSpec, RankFailure, launch_local
 from halocast.runtime.launch_context import LaunchContext
 from halocast.runtime.models.layers import build_layer
+from halocast.runtime.planned import plan_of
 from halocast.runtime.programs.schedule import Order, schedule_layers
 from halocast.runtime.session import build_network, build_view, find_method, width_rule, with_first_bits
 from halocast.runtime.testbed import require_testbed
@@ -124,6 +125,7 @@ def check(config: RunConfig) -> HostSpec:
     """What can be refused before anything is loaded or written."""
     hosts = HostSpec.parse(config.hosts)
     find_method(config.method.name)
+    plan_of(config)
     _check_method(config)
     build_layer(config.model.layer, config.model.hidden, config.model.hidden, config.model.options)
     if hosts.shaped:

@@ -28,11 +28,13 @@ from halocast.runtime.exchange.transport import LocalTransport, LostPeerError, T
 from halocast.runtime.footprint import FootprintMeter
 from halocast.runtime.graph.shard import ShardSet, open_shards
 from halocast.runtime.launch_context import LaunchContext, detect_launch_environment
+from halocast.runtime.planned import compare_with_plan, plan_of
 from halocast.runtime.recording import record_rows
 from halocast.runtime.session import RankSession, build_session, message_table, use_threads, width_rule
 from halocast.runtime.supervise import heartbeat, report_exception, report_failure
 from halocast.runtime.trainer import Event, RunFolder, Trainer, cuda_or_cpu, write_json
 from halocast.traces.buffers import ProgramSummary, summarize, walk
+from halocast.traces.plan import Plan
 from halocast.traces.rows import write_rows
 from halocast.traces.trace import ClockOffset, Machine, TracedGraph, TraceManifest, TraceWriter, cpu_name, write_manifest
 from halocast.traces.workload import PartStatistics, Workload
@@ -114,6 +116,7 @@ def run_rank(
     """Everything one rank does once it has joined the others."""
     transport, device = place.transport, place.device
     use_threads(threads_per_rank(config, place.local_ranks))
+    plan = plan_of(config) if transport.rank == 0 else None  # now: what comes of the forecast is said when all is done
     offset = measure_clock_offset(transport)
     writer = None
     if config.trace.enabled:
@@ -143,7 +146,7 @@ def run_rank(
     if transport.rank == 0:
         if manifest is not None:
             write_manifest(folder.trace, manifest.model_copy(update={"finished": True}))
-        write_json(folder.result, run_result(config, folder, shards, trainer, footprints, summaries))
+        write_json(folder.result, run_result(config, folder, shards, trainer, footprints, summaries, plan))
     if config.trace.rows and session.executor.messages is not None:  # with the result safe, and none of its numbers changed
         on_step("recording what messages look like")
         table = message_table(config, session.network, shards, transport.rank)
@@ -248,6 +251,13 @@ def _bits_of_result(trainer: Trainer) -> dict[str, Any]:
     return {"bits": histogram, "assignments": [each.to_json() for each in trainer.assignments]}
 
 
+def _outcome_of_plan(trainer: Trainer, plan: Plan | None, accuracy: dict[str, float | None]) -> dict[str, Any]:
+    if plan is None:
+        return {}
+    seconds = {int(row["epoch"]): row["epoch_seconds"] for row in trainer.rows}
+    return compare_with_plan(plan, trainer.config, seconds, accuracy)
+
+
 def run_result(
     config: RunConfig,
     folder: RunFolder,
@@ -255,8 +265,10 @@ def run_result(
     trainer: Trainer,
     footprints: list[dict[str, int]],
     wire: list[dict[str, int]],
+    plan: Plan | None = None,
 ) -> dict[str, Any]:
     """The document that `halocast train --json` prints."""
+    accuracy = {split: None if np.isnan(score) else score for split, score in trainer.scores.items()}
     seconds = [row["epoch_seconds"] for row in trainer.rows]
     p10, median, p90 = (float(value) for value in np.percentile(seconds, [10, 50, 90])) if seconds else (None, None, None)
     peak_key = "device_peak" if config.device == "cuda" else "peak"
@@ -279,8 +291,9 @@ def run_result(
         "peak_bytes": [each[peak_key] for each in footprints],
         "footprint": footprints,
         "metric": trainer.metric,
-        "accuracy": {split: None if np.isnan(score) else score for split, score in trainer.scores.items()},
+        "accuracy": accuracy,
         **_bits_of_result(trainer),
+        **_outcome_of_plan(trainer, plan, accuracy),
         "best_validation": {"epoch": trainer.progress.best_epoch, "score": trainer.progress.best_validation},
         "versions": {"halocast": halocast.__version__, **versions()},
         "files": {name: str(path) for name, path in files.items()},

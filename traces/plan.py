@@ -5,6 +5,7 @@
                         layer{l}_{direction}_rank{r}    uint8: a width for each message rank r sends, peer after peer
                         layer{l}_{direction}_prices     float32 [ranks, ranks]: seconds that a byte from one rank to another
                                                         costs the epoch, above 0; widths are renewed by it during a run
+                        layer{l}_{direction}_effect     float64 []: the exchange's `effect` in plan.json, beside its prices
 
 A plan without quantised messages has a partition only.
 """
@@ -124,6 +125,10 @@ def widths_name(layer: int, direction: Direction, rank: int) -> str:
 
 def prices_name(layer: int, direction: Direction) -> str:
     return f"layer{layer}_{direction}_prices"
+
+
+def effect_name(layer: int, direction: Direction) -> str:
+    return f"layer{layer}_{direction}_effect"
 
 
 def write_plan(folder: Path, plan: Plan, arrays: Arrays) -> Plan:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from halocast.errors import GraphError, MisuseError, nearest
 from halocast.runtime.graph.graph import Graph
+from halocast.runtime.graph.npz import open_npz
+from halocast.traces.plan import PARTITION
 
 Objective = Literal["cut", "volume"]
 Balance = Literal["nodes", "edges", "train"]
@@ -122,16 +124,16 @@ def fill_empty_parts(assignment: Assignment, parts: int, degrees: npt.NDArray[np
 
 
 def read_assignment(path: Path | str) -> npt.NDArray[np.int64]:
-    """Read one part number a node from a ``.npy`` array or a text file with one integer a line (METIS' own output).
+    """Read one part number a node: a ``.npy`` array, `partition` of an ``.npz``, or text, one integer a line (METIS' output).
 
     Raises:
         GraphError: the file is missing, damaged or holds anything else.
     """
     path = Path(path)
     if not path.is_file():
-        raise GraphError(f"partition file {path} does not exist; methods are {', '.join(METHODS)} or a .npy or .txt file")
+        raise GraphError(f"partition file {path} does not exist; methods are {', '.join(METHODS)} or a .npy, .npz or .txt file")
     try:
-        numbers = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.loadtxt(path, dtype=np.int64, ndmin=1)
+        numbers = _read_numbers(path)
     except (ValueError, OSError, EOFError) as error:
         raise GraphError(f"partition file {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(numbers, np.ndarray) or numbers.ndim != 1 or numbers.dtype.kind not in "iu":
@@ -139,9 +141,18 @@ def read_assignment(path: Path | str) -> npt.NDArray[np.int64]:
     return numbers.astype(np.int64)
 
 
+def _read_numbers(path: Path) -> npt.NDArray[Any]:
+    if path.suffix == ".npz":
+        with open_npz(path) as archive:
+            return archive.read(PARTITION)
+    if path.suffix == ".npy":
+        return np.asarray(np.load(path, allow_pickle=False))
+    return np.loadtxt(path, dtype=np.int64, ndmin=1)
+
+
 def _from_file(method: str, graph: Graph, parts: int) -> Assignment:
     path = Path(method)
-    if not path.is_file() and path.suffix not in {".npy", ".txt"}:
+    if not path.is_file() and path.suffix not in {".npy", ".npz", ".txt"}:
         raise MisuseError(f"partition method '{method}' is unknown and no such file exists{nearest(method, METHODS)}")
     numbers = read_assignment(path)
     if numbers.size != graph.nodes:

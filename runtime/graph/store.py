@@ -14,6 +14,7 @@ from halocast.runtime.graph.datasets import load_graph
 from halocast.runtime.graph.graph import Graph
 from halocast.runtime.graph.partition import locality_order, partition_graph
 from halocast.runtime.graph.shard import MANIFEST, ShardSet, open_shards, write_shards
+from halocast.runtime.planned import plan_of, refuse_another_graph
 
 if TYPE_CHECKING:
     from halocast.runtime.config import RunConfig
@@ -41,13 +42,16 @@ def prepare_shards(
     symmetrise: bool = False,
     folder: Path | None = None,
     report: Report = lambda text: None,
+    accept: Callable[[Graph], None] = lambda graph: None,
 ) -> ShardSet:
     """The shards of a graph's partition, made if they are not in `folder` (by default the cache) yet.
 
-    Raises MisuseError for a bad graph or more parts than nodes, RunError where the disk is full.
+    `accept` looks at the graph first and may raise. Raises MisuseError for a bad graph or more parts than nodes, RunError where
+    the disk is full.
     """
     report(f"loading {spec}")
     graph = load_graph(spec, symmetrise=symmetrise)
+    accept(graph)
     if parts > graph.nodes:
         raise MisuseError(f"{parts} ranks for the {graph.nodes} nodes of '{graph.name}': allowed are 1 to {graph.nodes}")
     description: dict[str, object] = {
@@ -123,8 +127,16 @@ def _cut(graph: Graph, parts: int, description: dict[str, object], target: Path,
 
 
 def find_shards(config: RunConfig, report: Report, *, parts: int | None = None) -> ShardSet:
-    """A run's shards, or its graph in so many other parts, cut now if need be."""
-    partition = config.partition
+    """A run's shards, or its graph in so many other parts, cut now if need be.
+
+    Raises MisuseError where the run follows a plan for another graph.
+    """
+    partition, plan = config.partition, plan_of(config)
+
+    def accept(graph: Graph) -> None:
+        if plan is not None:
+            refuse_another_graph(plan, config.plan, graph)
+
     return prepare_shards(
         config.graph,
         config.ranks if parts is None else parts,
@@ -134,4 +146,5 @@ def find_shards(config: RunConfig, report: Report, *, parts: int | None = None) 
         seed=partition.seed,
         symmetrise=config.symmetrise,
         report=report,
+        accept=accept,
     )

@@ -19,6 +19,7 @@ Flag = Annotated[bool, Parameter(negative=())]
 def train(
     run: str = "",
     *,
+    plan: Path | None = None,
     method: str | None = None,
     bits: str | None = None,
     ranks: int | None = None,
@@ -43,7 +44,10 @@ def train(
     ----------
     run:
         A run file (.toml) or a graph: a known name (see ``halocast datasets``), an .npz or .csv path, pyg:NAME, ogb:NAME or
-        generated:KEY=VALUE,... Not needed with --resume.
+        generated:KEY=VALUE,... Not needed with --resume or --plan.
+    plan:
+        Folder of a plan (``halocast plan``): graph, model, ranks, method, partition and widths as it says, where nothing else
+        is asked for; the run ends with what came of its forecast.
     method:
         Training method: full (rows sent as they are) or adaqp (quantised messages).
     bits:
@@ -83,6 +87,7 @@ def train(
     if resume and out is None:
         raise MisuseError("--resume needs --out, the run folder to go on with")
     flags = {
+        "plan": None if plan is None or resume else str(plan),
         "method.name": method,
         "method.bits": bits,
         "ranks": ranks,
@@ -95,7 +100,7 @@ def train(
         "device": device,
         "symmetrise": symmetrise or None,
     }
-    document, origin = _document(run, out if resume else None)
+    document, origin = _document(run, out if resume else None, plan)
 
     from halocast.runtime.config import override, resolve
     from halocast.runtime.launch_context import detect_launch_environment
@@ -106,7 +111,10 @@ def train(
     for key, value in flags.items():
         if value is not None:
             document = override(document, [f"{key}={_toml(value)}"])
-    config = resolve(override(document, set_ or []), origin)
+    document = override(document, set_ or [])
+    if context is not None:
+        document = {"hosts": "local", **document}  # the ranks are where the launcher put them, wherever was planned
+    config = resolve(_planned(document), origin)
 
     if dry_run:
         return _dry_run(config, console)
@@ -122,8 +130,8 @@ def train(
     return 0
 
 
-def _document(run: str, resumed: Path | None) -> tuple[dict[str, Any], str]:
-    """The run file's content, or a document that only names the graph; and what to call it in errors."""
+def _document(run: str, resumed: Path | None, plan: Path | None) -> tuple[dict[str, Any], str]:
+    """The run file's content, or a document that only names the graph, if that; and what to call it in errors."""
     from halocast.runtime.config import read_run_file
 
     if resumed is not None:
@@ -135,12 +143,30 @@ def _document(run: str, resumed: Path | None) -> tuple[dict[str, Any], str]:
             raise MisuseError(
                 f"--resume goes on with {path}, which trains on '{document.get('graph')}', not '{run}'; leave '{run}' out"
             )
+        followed = document.get("plan", "")
+        if plan is not None and (not followed or Path(followed).absolute() != plan.absolute()):
+            follows = f"the plan {followed}" if followed else "no plan"
+            raise MisuseError(f"--resume goes on with {path}, which follows {follows}, not {plan}; leave --plan out")
         return document, str(path)
+    if not run and plan is not None:
+        return {}, str(plan)
     if not run:
         raise MisuseError("name a graph or a run file: halocast train debian (see halocast datasets)")
     if run.endswith(".toml"):
         return read_run_file(Path(run)), run
     return {"graph": run}, "command line"
+
+
+def _planned(document: dict[str, Any]) -> dict[str, Any]:
+    """The document, with what its plan says (if it follows one) wherever it says nothing itself."""
+    folder = document.get("plan")
+    if not folder or not isinstance(folder, str):
+        return document
+
+    from halocast.runtime.planned import follow
+    from halocast.traces.plan import read_plan
+
+    return follow(document, read_plan(Path(folder)), folder)
 
 
 def _toml(value: str | int | bool) -> str:
@@ -220,5 +246,7 @@ def report_result(console: Console, result: dict[str, Any]) -> None:
         f"{human_bytes(result['bytes_per_epoch'])} with the all-reduce; "
         f"peak {', '.join(human_bytes(size) for size in result['peak_bytes'])} a rank"
     )
+    if "verdict" in result:
+        console.result(f"  {result['verdict']}")
     following = f"halocast export {result['run']} --to perfetto" if "trace" in result["files"] else "halocast --help"
     console.closing(result["files"], following)
