@@ -28,6 +28,7 @@ app = App(
 COMMANDS = {
     "demo": "Train on the graph that ships with halocast, and draw what happened.",
     "train": "Train on a whole graph and leave a run folder: configuration, metrics, checkpoints, trace.",
+    "tune": "Trace, calibrate, plan, train with the plan, and say how right the forecast was.",
     "calibrate": "Fit what operations, messages and cores cost, from recorded runs.",
     "forecast": "Say what a run would do, from calibrated costs, with a 90 % interval.",
     "plan": "Choose widths, partition, savings and method by forecast, for training to follow.",

@@ -290,9 +290,11 @@ class Tuning:
         return self._record("quantised", config, f"quantised training, {self.traced_epochs} epochs")
 
     def _record(self, name: str, config: RunConfig, what: str) -> dict[str, Any]:
+        from halocast.traces.rows import read_rows
+
         folder = self.folder / name
         done = _result_of(folder)
-        if done is not None:
+        if done is not None and not (config.trace.rows and read_rows(folder) is None):
             return done
         self.console.note(f"tracing {what} ...")
         with self._timed(f"tracing {name}"):
@@ -369,16 +371,16 @@ class Tuning:
         return folder
 
     def _planned_config(self, plan_folder: Path, *, epochs: int, quiet: bool) -> RunConfig:
-        from halocast.cli.train import with_plan
         from halocast.runtime.config import resolve
+        from halocast.runtime.planned import follow
+        from halocast.traces.plan import read_plan
 
-        base = self._config(epochs=epochs, method={}, quiet=quiet)
-        document = base.model_dump(mode="json")
-        del document["method"], document["partition"]
-        config = resolve(with_plan(_without_none(document), plan_folder), "tune")
+        document = _without_none(self._config(epochs=epochs, method={}, quiet=quiet).model_dump(mode="json"))
+        for section in ("method", "partition", "plan"):  # the plan's to say
+            document.pop(section, None)
         if quiet:  # a trial keeps its widths: what it measures is the plan's own epoch
-            config = config.model_copy(update={"method": config.method.model_copy(update={"reassign_every": 0})})
-        return config
+            document["method"] = {"reassign_every": 0}
+        return resolve(follow(document, read_plan(plan_folder), str(plan_folder)), "tune")
 
     def _train(self, plan_folder: Path) -> dict[str, Any]:
         folder = self.folder / "run"
