@@ -181,11 +181,18 @@ def _partition(asked: Asked, method: str, objective: str, balance: str, seed: in
     assignment = partition_graph(
         asked.graph, asked.config.ranks, method=method, objective=objective, balance=balance, seed=seed
     )
-    short = method if method in METHODS else Path(method).name
-    name = f"{short} {objective} {balance}" + (f" seed {seed}" if seed else "") if method == "metis" else short
     description = {"method": method, "objective": objective, "balance": balance, "seed": seed}
+    name = partition_name(description)
     # a run of a plan reads its partition from a file, whose locality order has the run's own seed
     return GraphPartition(asked, name, description, PartitionLayout(asked.graph, assignment, asked.config.partition.seed))
+
+
+def partition_name(description: Mapping[str, Any]) -> str:
+    """What a partition that was made so is called."""
+    method, seed = str(description["method"]), description["seed"]
+    if method != "metis":
+        return method if method in METHODS else Path(method).name
+    return f"metis {description['objective']} {description['balance']}" + (f" seed {seed}" if seed else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,9 +218,12 @@ def make_plan(
     refined: bool = True,
     risk: RiskCurve | None = None,
     baseline: Baseline | None = None,
+    incumbent: str = "",
     report: Report = lambda text: None,
 ) -> Planned:
     """Search partitions, savings, methods and widths for each number of `ranks` (by default the run's).
+
+    `incumbent`: name of a partition that was tried, which others must beat clearly.
 
     Raises MisuseError where nothing meets the goal, and for what cannot be planned.
     """
@@ -224,7 +234,7 @@ def make_plan(
         each = config.model_copy(update={"ranks": count})
         moved, asked = prepare(each, costs, rows, placed)
         if search is None:
-            search = Search(moved, goal, risk or RiskCurve(), WIDTHS, tuple(methods), report)
+            search = Search(moved, goal, risk or RiskCurve(), WIDTHS, tuple(methods), report, incumbent=incumbent)
         candidates = partitions_of(asked, tried=partitions, report=report)
         search.explore(candidates)
     assert search is not None

@@ -197,7 +197,8 @@ class Tuning:
             for trial in range(self.trials):
                 folders.append(self._try(self.folder / f"plan-{trial}", self.folder / f"trial-{trial}"))
                 last = trial + 1 == self.trials
-                planned = self._plan(folders, baseline, plan_folder if last else self.folder / f"plan-{trial + 1}")
+                target = plan_folder if last else self.folder / f"plan-{trial + 1}"
+                planned = self._plan(folders, baseline, target, tried=self.folder / f"plan-{trial}")
         result = self._train(plan_folder)
         from halocast.traces.plan import read_plan
 
@@ -306,11 +307,13 @@ class Tuning:
         accuracy = plain["accuracy"].get("test") if whole else None
         return Baseline(epoch_seconds=_measured(self.folder / "plain"), measured=True, accuracy=accuracy)
 
-    def _plan(self, folders: list[Path], baseline: Baseline, target: Path) -> Planned | None:
-        from halocast.cli.planning import make_plan, save
+    def _plan(self, folders: list[Path], baseline: Baseline, target: Path, *, tried: Path | None = None) -> Planned | None:
+        """Calibrate on what was recorded so far and plan; `tried`: the plan that the last of it was recorded with."""
+        from halocast.cli.planning import make_plan, partition_name, save
         from halocast.simulator.calibrate import calibrate
         from halocast.simulator.observations import observe_all
         from halocast.simulator.planner.rowmodel import RowModel, merge_rows, rows_beside, rows_of
+        from halocast.traces.plan import read_plan
 
         if (target / "plan.json").is_file():
             return None
@@ -329,6 +332,7 @@ class Tuning:
                 self.goal,
                 partitions=self.partitions,
                 baseline=baseline,
+                incumbent="" if tried is None else partition_name(read_plan(tried).partition),
                 report=lambda text: self.console.note(f"{text} ..."),
             )
             planned = save(planned, target)
