@@ -33,8 +33,10 @@ from halocast.traces.trace import Trace
 
 TITLE_HEIGHT, LANE_HEIGHT, LEGEND_HEIGHT = 0.85, 0.56, 0.55
 """Inches: above a timeline, of a rank in it, and below the last."""
-TALLEST = 3.0
+TALLEST = 2.2
 """Inches of one timeline's lanes; more ranks get thinner ones."""
+MOST_NAMED = 14
+"""Ranks whose names fit beside lanes that tall."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def draw_timelines(figure: FigureBase, timelines: Sequence[Timeline]) -> None:
     for axes, timeline in zip(stack, timelines, strict=True):
         if timeline.interval is not None:
             axes.axvspan(*timeline.interval, color=BLUE, alpha=0.16, linewidth=0, zorder=0.4)
-        draw_lanes(axes, timeline.view, extent)
+        draw_lanes(axes, timeline.view, extent, most_named=MOST_NAMED)
         axes.set_xlabel("")
         headline(axes, timeline.title, timeline.subtitle, pad=15)
     stack[-1].set_xlabel("ms from the epoch's start", fontsize=8.5, color=MUTED)

@@ -186,8 +186,11 @@ def draw_gantt(axes: Axes, view: EpochView) -> None:
     draw_legend(axes, view.slices["op"].unique().tolist())
 
 
-def draw_lanes(axes: Axes, view: EpochView, extent: float) -> None:
-    """Draw the lanes of all ranks, rank 0 on top, on an axis from 0 to `extent` ms."""
+def draw_lanes(axes: Axes, view: EpochView, extent: float, *, most_named: int = 24) -> None:
+    """Draw the lanes of all ranks, rank 0 on top, on an axis from 0 to `extent` ms.
+
+    `most_named`: of more ranks than that only some are named, and of more than half of it no span shows its layer.
+    """
     slices = place_lanes(view.slices)
     colours = slices["op"].map(OPERATION_COLOURS).fillna(UNKNOWN_COLOUR)
     for colour, group in slices.groupby(colours, sort=False):
@@ -202,13 +205,14 @@ def draw_lanes(axes: Axes, view: EpochView, extent: float) -> None:
                 hatch_linewidth=0.35,
             )
         )
-    label_layers(axes, slices, colours, view.world_size, extent)
+    if view.world_size <= most_named // 2:
+        label_layers(axes, slices, colours, extent)
     mark_direction(axes, view)
     axes.set_xlim(0, extent)
     axes.set_ylim(view.world_size - 0.08, -0.02)
     axes.set_yticks(np.arange(view.world_size) + COMPUTE_HEIGHT / 2, [f"rank {r}" for r in range(view.world_size)])
-    if view.world_size > 24:
-        axes.yaxis.set_major_locator(MaxNLocator(16, integer=True))
+    if view.world_size > most_named:
+        axes.yaxis.set_major_locator(MaxNLocator(2 * most_named // 3, integer=True))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"rank {value:.0f}"))
     style(axes, xlabel="ms", grid="x")
     axes.tick_params(axis="y", length=0, labelsize=9, labelcolor=INK)
@@ -233,10 +237,8 @@ def corners(slices: pd.DataFrame) -> list[NDArray[np.float64]]:
     return list(polygons.reshape(-1, 4, 2))
 
 
-def label_layers(axes: Axes, slices: pd.DataFrame, colours: pd.Series, world_size: int, extent: float) -> None:
-    """Write the layer into every span wide enough for it, where the lanes are tall enough to read it."""
-    if world_size > 12:
-        return
+def label_layers(axes: Axes, slices: pd.DataFrame, colours: pd.Series, extent: float) -> None:
+    """Write the layer into every span that is wide and tall enough for it."""
     wide = (slices["width"] >= LABELLED_SHARE * extent) & (slices["layer"] >= 0) & (slices["op"] != "Wait")
     wide &= slices["height"] >= COMMUNICATION_HEIGHT  # a lane that flights share is too thin for text
     spans, colours = slices[wide], colours[wide]

@@ -31,7 +31,7 @@ from halocast.reports.comparison import (
 from halocast.reports.page import inline_svg, page_template, png, write_files
 from halocast.reports.pareto import Candidate, draw_candidates, runner_up
 from halocast.reports.train import SPLITS, TrainRun, byte_count, byte_range
-from halocast.reports.widths import Histogram, draw_renewals, draw_widths, mean_bits, together
+from halocast.reports.widths import Histogram, draw_renewals, draw_widths, mean_bits
 from halocast.traces.plan import Plan
 from halocast.traces.trace import Trace
 
@@ -93,6 +93,11 @@ class LoopRun:
         """The interval holds what was measured."""
         return self.plan.forecast.low <= self.measured_seconds <= self.plan.forecast.high
 
+    @property
+    def quantises(self) -> bool:
+        """The plan gives messages a width."""
+        return any(sum(each.histogram.values()) for each in self.plan.exchanges)
+
 
 @dataclass(frozen=True)
 class Epochs:
@@ -138,12 +143,15 @@ def loop_picture(loop: LoopRun, epochs: Epochs) -> Figure:
     figure = figures.new_figure(sum(heights))
     top, bottom = figure.subfigures(2, 1, height_ratios=heights, squeeze=False).flat
     draw_timelines(top, shown)
-    left, right = bottom.subfigures(1, 2, width_ratios=(2, 1.15), squeeze=False).flat
+    left, right = bottom, None
+    if loop.quantises:
+        left, right = bottom.subfigures(1, 2, width_ratios=(2, 1.15), squeeze=False).flat
     by_epoch, by_clock = left.subplots(1, 2)
     draw_loss_by_epoch(by_epoch, learned)
     draw_loss_by_clock(by_clock, learned)
     draw_curves_legend(left, learned)
-    draw_widths(right.add_subplot(), loop.plan.exchanges)
+    if right is not None:
+        draw_widths(right.add_subplot(), loop.plan.exchanges)
     return figure
 
 
@@ -169,6 +177,7 @@ def render_page(loop: LoopRun, epochs: Epochs) -> str:
         exchanges=exchange_rows(loop.plan),
         candidates=[candidate_row(each, is_runner_up=each is second) for each in loop.candidates[:MOST_ROWS]],
         omitted=max(0, len(loop.candidates) - MOST_ROWS),
+        extrapolated=by_reason(loop.plan.forecast.extrapolated),
         stages=stage_rows(loop),
         **drawings(loop, epochs),
     )
@@ -201,7 +210,7 @@ def drawings(loop: LoopRun, epochs: Epochs) -> dict[str, Markup | None]:
             "widths",
             "Messages of the plan by width, for each exchange",
         )
-        if sum(together(plan.exchanges).values())
+        if loop.quantises
         else None,
         "renewals": one_axes(
             lambda axes: draw_renewals(axes, loop.history, len(loop.planned.metrics)),
@@ -404,6 +413,15 @@ def stage_rows(loop: LoopRun) -> list[Row]:
     ]
     before = f"{seconds(loop.head_start)} before the plan's first epoch" if loop.head_start else ""
     return [*rows, ("all", seconds(total), "", before)] if rows else []
+
+
+def by_reason(reasons: Sequence[str]) -> list[str]:
+    """One line for all operations of which the same is said: ``work outside the calibrated range: Quantize, Exchange``."""
+    names: dict[str, list[str]] = {}
+    for reason in reasons:
+        name, _, text = reason.rpartition(": ")
+        names.setdefault(text, []).append(name)
+    return [": ".join(filter(None, (text, ", ".join(filter(None, found))))) for text, found in names.items()]
 
 
 def breakdown_words(bars: Sequence[tuple[str, Mapping[str, float]]]) -> str:
