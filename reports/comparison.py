@@ -46,8 +46,8 @@ class Timeline:
     title: str
     subtitle: str
     view: EpochView
-    interval: tuple[float, float] | None = None
-    """Where the forecast says the epoch ends, ms: shaded."""
+    forecast: tuple[float, float, float] | None = None
+    """The epoch's time as forecast, ms: low, shaded up to high, and a line at the value between them."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,14 @@ def lanes_height(timeline: Timeline) -> float:
 
 def draw_timelines(figure: FigureBase, timelines: Sequence[Timeline]) -> None:
     """The epochs under each other, all starting at 0 of one axis; one legend."""
-    extent = 1.01 * max(max(each.view.milliseconds, 0.0 if each.interval is None else each.interval[1]) for each in timelines)
+    extent = 1.01 * max(end for each in timelines for end in (each.view.milliseconds, *(each.forecast or ())))
     ratios = [TITLE_HEIGHT + lanes_height(each) for each in timelines]
     stack = figure.subplots(len(timelines), 1, squeeze=False, gridspec_kw={"height_ratios": ratios})[:, 0]
     for axes, timeline in zip(stack, timelines, strict=True):
-        if timeline.interval is not None:
-            axes.axvspan(*timeline.interval, color=BLUE, alpha=0.16, linewidth=0, zorder=0.4)
+        if timeline.forecast is not None:
+            low, value, high = timeline.forecast
+            axes.axvspan(low, high, color=BLUE, alpha=0.16, linewidth=0, zorder=0.4)
+            axes.axvline(value, color=BLUE, linewidth=1.2, zorder=0.5)
         draw_lanes(axes, timeline.view, extent, most_named=MOST_NAMED)
         axes.set_xlabel("")
         headline(axes, timeline.title, timeline.subtitle, pad=15)

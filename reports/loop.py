@@ -244,9 +244,9 @@ def bars_height(bars: int) -> float:
 
 
 def timelines(loop: LoopRun, epochs: Epochs) -> list[Timeline]:
-    """The three epochs with their titles; the forecast's interval is shaded in both of the plan's."""
+    """The three epochs with their titles; the forecast is marked in both of the plan's."""
     planned = loop.plan.forecast
-    interval = (1e3 * planned.low, 1e3 * planned.high)
+    forecast = (1e3 * planned.low, 1e3 * planned.epoch_seconds, 1e3 * planned.high)
     between = f"90 % between {seconds_range(planned.low, planned.high, 'and')}, shaded"
     return [
         Timeline(
@@ -256,13 +256,13 @@ def timelines(loop: LoopRun, epochs: Epochs) -> list[Timeline]:
             f"The plan, forecast: {seconds(planned.epoch_seconds)}",
             f"{between}; {percent(epochs.forecast.waiting)} of the time waiting",
             epochs.forecast,
-            interval,
+            forecast,
         ),
         Timeline(
             f"The plan, measured: {seconds(loop.measured_seconds)}",
             f"{loop.planned.method}; {epoch_words(epochs.measured)}",
             epochs.measured,
-            interval,
+            forecast,
         ),
     ]
 
