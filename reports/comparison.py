@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from halocast.reports.figures import (
     BLUE,
     IDLE,
+    INK,
     MUTED,
     EpochView,
     draw_lanes,
@@ -82,7 +83,7 @@ def draw_timelines(figure: FigureBase, timelines: Sequence[Timeline]) -> None:
         if timeline.forecast is not None:
             low, value, high = timeline.forecast
             axes.axvspan(low, high, color=BLUE, alpha=0.16, linewidth=0, zorder=0.4)
-            axes.axvline(value, color=BLUE, linewidth=1.2, zorder=0.5)
+            axes.axvline(value, color=INK, linewidth=1.0, zorder=3)
         draw_lanes(axes, timeline.view, extent, most_named=MOST_NAMED)
         axes.set_xlabel("")
         headline(axes, timeline.title, timeline.subtitle, pad=15)

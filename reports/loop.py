@@ -247,7 +247,7 @@ def timelines(loop: LoopRun, epochs: Epochs) -> list[Timeline]:
     """The three epochs with their titles; the forecast is marked in both of the plan's."""
     planned = loop.plan.forecast
     forecast = (1e3 * planned.low, 1e3 * planned.epoch_seconds, 1e3 * planned.high)
-    between = f"90 % between {seconds_range(planned.low, planned.high, 'and')}, shaded"
+    between = f"90 % between {seconds_range(planned.low, planned.high, 'and')}, shaded about the line"
     return [
         Timeline(
             f"Plain, measured: {seconds(loop.plain_seconds)}", f"{loop.plain.method}; {epoch_words(epochs.plain)}", epochs.plain
