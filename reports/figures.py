@@ -13,9 +13,10 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
@@ -61,7 +62,7 @@ COMPUTE_HEIGHT, COMMUNICATION_HEIGHT, GAP = 0.52, 0.26, 0.03
 FIGURE_WIDTH, CURVES_HEIGHT = 10.0, 3.1
 """Inches."""
 LABELLED_SHARE = 0.028
-"""A span shows its layer when it takes this share of the epoch."""
+"""A span shows its layer when it takes this share of the axis."""
 SPLIT_COLOURS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {"train": ("training", MUTED), "val": ("validation", BLUE), "test": ("test", VERMILION)}
 )
@@ -172,7 +173,24 @@ def new_figure(height: float) -> Figure:
 
 
 def draw_gantt(axes: Axes, view: EpochView) -> None:
-    """Draw the lanes of all ranks, rank 0 on top."""
+    """Draw the lanes of all ranks, with title and legend."""
+    draw_lanes(axes, view, view.milliseconds)
+    median = ", the median" if view.is_median else ""
+    headline(
+        axes,
+        f"Epoch {view.epoch}{median}: {duration(view.milliseconds)}",
+        f"{view.graph} on {view.world_size} rank{'s' * (view.world_size > 1)}; "
+        f"compute above, communication below; {view.waiting:.0%} of the time waiting",
+        pad=15,
+    )
+    draw_legend(axes, view.slices["op"].unique().tolist())
+
+
+def draw_lanes(axes: Axes, view: EpochView, extent: float, *, most_named: int = 24) -> None:
+    """Draw the lanes of all ranks, rank 0 on top, on an axis from 0 to `extent` ms.
+
+    `most_named`: of more ranks than that only some are named, and of more than half of it no span shows its layer.
+    """
     slices = place_lanes(view.slices)
     colours = slices["op"].map(OPERATION_COLOURS).fillna(UNKNOWN_COLOUR)
     for colour, group in slices.groupby(colours, sort=False):
@@ -187,25 +205,17 @@ def draw_gantt(axes: Axes, view: EpochView) -> None:
                 hatch_linewidth=0.35,
             )
         )
-    label_layers(axes, slices, colours, view)
+    if view.world_size <= most_named // 2:
+        label_layers(axes, slices, colours, extent)
     mark_direction(axes, view)
-    axes.set_xlim(0, view.milliseconds)
+    axes.set_xlim(0, extent)
     axes.set_ylim(view.world_size - 0.08, -0.02)
     axes.set_yticks(np.arange(view.world_size) + COMPUTE_HEIGHT / 2, [f"rank {r}" for r in range(view.world_size)])
-    if view.world_size > 24:
-        axes.yaxis.set_major_locator(MaxNLocator(16, integer=True))
+    if view.world_size > most_named:
+        axes.yaxis.set_major_locator(MaxNLocator(2 * most_named // 3, integer=True))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"rank {value:.0f}"))
     style(axes, xlabel="ms", grid="x")
     axes.tick_params(axis="y", length=0, labelsize=9, labelcolor=INK)
-    median = ", the median" if view.is_median else ""
-    headline(
-        axes,
-        f"Epoch {view.epoch}{median}: {duration(view.milliseconds)}",
-        f"{view.graph} on {view.world_size} rank{'s' * (view.world_size > 1)}; "
-        f"compute above, communication below; {view.waiting:.0%} of the time waiting",
-        pad=15,
-    )
-    draw_legend(axes, slices["op"].unique().tolist())
 
 
 def place_lanes(slices: pd.DataFrame) -> pd.DataFrame:
@@ -227,11 +237,10 @@ def corners(slices: pd.DataFrame) -> list[NDArray[np.float64]]:
     return list(polygons.reshape(-1, 4, 2))
 
 
-def label_layers(axes: Axes, slices: pd.DataFrame, colours: pd.Series, view: EpochView) -> None:
-    """Write the layer into every span wide enough for it, where the lanes are tall enough to read it."""
-    if view.world_size > 12:
-        return
-    wide = (slices["width"] >= LABELLED_SHARE * view.milliseconds) & (slices["layer"] >= 0) & (slices["op"] != "Wait")
+def label_layers(axes: Axes, slices: pd.DataFrame, colours: pd.Series, extent: float) -> None:
+    """Write the layer into every span that is wide and tall enough for it."""
+    wide = (slices["width"] >= LABELLED_SHARE * extent) & (slices["layer"] >= 0) & (slices["op"] != "Wait")
+    wide &= slices["height"] >= COMMUNICATION_HEIGHT  # a lane that flights share is too thin for text
     spans, colours = slices[wide], colours[wide]
     middle = spans["left"] + spans["width"] / 2
     height = spans["top"] + spans["height"] / 2
@@ -288,7 +297,12 @@ def draw_legend(axes: Axes, present: Sequence[str]) -> None:
         )
         for colour, kinds in entries.items()
     ]
-    axes.figure.legend(
+    legend_below(axes.figure, handles)
+
+
+def legend_below(figure: FigureBase, handles: Sequence[Artist]) -> None:
+    """A legend in a row below the axes of a figure, or of a part of one."""
+    figure.legend(
         handles=handles,
         loc="outside lower center",
         ncols=min(len(handles), 8),

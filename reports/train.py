@@ -5,36 +5,17 @@ A reporter takes data and a path; it parses no arguments and reads no run folder
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-import jinja2
-import matplotlib
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
-from matplotlib.figure import Figure
 
-from halocast.errors import RunError
 from halocast.reports import figures
+from halocast.reports.page import inline_svg, page_template, png, write_files
 from halocast.traces.trace import COMMUNICATION, COMPUTE, Trace
-
-PNG_DPI = 160
-THEME_COLOURS: Mapping[str, str] = MappingProxyType(
-    {
-        figures.INK: "var(--ink)",
-        figures.MUTED: "var(--muted)",
-        figures.GRID: "var(--line)",
-        figures.IDLE: "var(--idle)",
-        figures.BLUE: "var(--blue)",
-        figures.PLUM: "var(--plum)",
-    }
-)
-"""Colours of a figure that the page's style sets, for light and dark."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +57,8 @@ def write_train_report(run: TrainRun, png_path: Path, html_path: Path) -> list[P
 
     Raises MisuseError where the trace has no training epoch, RunError where writing fails.
     """
-    picture = io.BytesIO()
-    figures.train_figure(run.trace, run.metrics, metric=run.metric).savefig(picture, format="png", dpi=PNG_DPI)
-    for path, content in ((png_path, picture.getvalue()), (html_path, render_page(run).encode())):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror}") from error
+    picture = figures.train_figure(run.trace, run.metrics, metric=run.metric)
+    write_files({png_path: png(picture), html_path: render_page(run).encode()})
     return [png_path, html_path]
 
 
@@ -92,17 +67,10 @@ def render_page(run: TrainRun) -> str:
 
     Raises MisuseError where the trace has no training epoch.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("halocast.reports"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     view = figures.view_epoch(run.trace)
     gantt = figures.epoch_gantt(run.trace)
     curves = figures.learning_curves(run.metrics, metric=run.metric)
-    return environment.get_template("train.html.j2").render(
+    return page_template("train.html.j2").render(
         run=run,
         manifest=run.trace.manifest,
         notes=run.trace.notes,
@@ -171,27 +139,6 @@ def covered(slices: pd.DataFrame) -> float:
     right = np.maximum.accumulate((ordered["left"] + ordered["width"]).to_numpy())
     reached = np.concatenate([left[:1], right[:-1]])
     return float(np.clip(right - np.maximum(left, reached), 0, None).sum())
-
-
-def inline_svg(figure: Figure, identity: str, description: str) -> Markup:
-    """A figure as an SVG element to stand in a page: scaled by it, coloured by its style, ids its own."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": identity, "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"([^>]*?) width="[^"]*"', r"\1\2", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"([^>]*?) height="[^"]*"', r"\1\2", svg, count=1)
-    svg = re.sub(r'\bid="', f'id="{identity}-', svg)
-    svg = re.sub(r'href="#', f'href="#{identity}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{identity}-", svg)
-    svg = re.sub(r' fill="(#[0-9a-f]{6})"', r' style="fill: \1"', svg)  # hatches: only a style may name a variable
-    for colour, variable in THEME_COLOURS.items():
-        svg = svg.replace(f": {colour}", f": {variable}")
-    svg = svg.replace(f"stroke: {figures.PAPER}", "stroke: var(--paper)")  # the text on dark spans stays white
-    label = Markup('<svg role="img" aria-label="{}"').format(description)
-    return Markup(svg.replace("<svg", label, 1))
 
 
 def byte_count(size: float) -> str:
