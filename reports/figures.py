@@ -300,12 +300,12 @@ def draw_legend(axes: Axes, present: Sequence[str]) -> None:
     legend_below(axes.figure, handles)
 
 
-def legend_below(figure: FigureBase, handles: Sequence[Artist]) -> None:
+def legend_below(figure: FigureBase, handles: Sequence[Artist], columns: int = 8) -> None:
     """A legend in a row below the axes of a figure, or of a part of one."""
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=min(len(handles), 8),
+        ncols=min(len(handles), columns),
         frameon=False,
         fontsize=8.5,
         labelcolor=INK,

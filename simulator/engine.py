@@ -58,7 +58,7 @@ def component_of(operation: Operation) -> Component:
         case Dequantize():
             return Component.QUANTISE
         case Quantize():
-            return Component.QUANTISE if 0 < operation.work.bits < 32 else Component.POSTING
+            return Component.QUANTISE if operation.work.bits < 32 else Component.POSTING  # 0: of several widths
         case Exchange() | AllReduce():
             return Component.POSTING
     return Component.COMPUTE

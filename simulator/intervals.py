@@ -20,6 +20,8 @@ ENOUGH = 10
 """Errors of one kind (ranks on cores of their own, or sharing) that make an interval by themselves."""
 LEAST_SPREAD = 0.03
 """Half an interval where too few errors are known: no forecast of a shared machine is surer."""
+FEW_SPREAD = 0.25
+"""Half an interval at most where one or two configurations are all that was calibrated."""
 EXTRAPOLATION = 1.5
 """How much wider an interval is beyond the calibrated range."""
 
@@ -53,7 +55,8 @@ def log_bounds(
     chosen = np.array([each.at_speed if at_speed else each.log_ratio for each in used])
     count = len(chosen)
     if count < 3:
-        half = max(LEAST_SPREAD, 3.0 * noise, 3.0 * float(np.abs(chosen).max(initial=0.0)))
+        # one or two configurations foretell each other badly, as each lacks most of what the other shows: that says little
+        half = max(LEAST_SPREAD, 3.0 * noise, min(FEW_SPREAD, 3.0 * float(np.abs(chosen).max(initial=0.0))))
         return -half, half
     # every error with the scatter of single runs about it, as a fine grid of a normal distribution's quantiles
     grid = np.array([-1.645, -1.036, -0.674, -0.385, -0.126, 0.126, 0.385, 0.674, 1.036, 1.645])

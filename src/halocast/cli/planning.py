@@ -22,8 +22,9 @@ from halocast.runtime.graph.partition import METHODS, partition_graph
 from halocast.runtime.models.shapes import SELF_LOOP, built_in_specs
 from halocast.runtime.programs.adaqp import exchange_shapes
 from halocast.simulator.costs import Costs
-from halocast.simulator.forecast import Scenario
-from halocast.simulator.observations import parse_link
+from halocast.simulator.forecast import Scenario, forecast
+from halocast.simulator.intervals import NINETY_PERCENT
+from halocast.simulator.observations import Observation, parse_link
 from halocast.simulator.planner.bits import Messages
 from halocast.simulator.planner.risk import RiskCurve
 from halocast.simulator.planner.rowmodel import RowModel, predict_messages
@@ -250,7 +251,7 @@ def describe(
     chosen = answer.chosen
     partition = chosen.partition
     assert isinstance(partition, GraphPartition)
-    graph, forecast = partition.asked.graph, chosen.forecast
+    graph, predicted = partition.asked.graph, chosen.forecast
     arrays: dict[str, npt.NDArray[Any]] = {PARTITION: partition.layout.assignment.astype(np.int32)}
     exchanges: list[PlannedExchange] = []
     if chosen.widths is not None:
@@ -279,13 +280,13 @@ def describe(
         reassign_every=config.reassign_every if renews else 0,
         variance=chosen.variance,
         forecast=PlannedForecast(
-            epoch_seconds=forecast.epoch_seconds.value,
-            low=forecast.epoch_seconds.low,
-            high=forecast.epoch_seconds.high,
-            bytes_per_epoch=forecast.bytes_per_epoch,
-            exchange_bytes_per_epoch=forecast.exchange_bytes_per_epoch,
-            peak_bytes=forecast.peak_bytes,
-            extrapolated=forecast.extrapolated,
+            epoch_seconds=predicted.epoch_seconds.value,
+            low=predicted.epoch_seconds.low,
+            high=predicted.epoch_seconds.high,
+            bytes_per_epoch=predicted.bytes_per_epoch,
+            exchange_bytes_per_epoch=predicted.exchange_bytes_per_epoch,
+            peak_bytes=predicted.peak_bytes,
+            extrapolated=predicted.extrapolated,
         ),
         baseline=baseline or Baseline(epoch_seconds=plain.value, measured=False),
         why=answer.why,
@@ -327,3 +328,37 @@ def _describe_widths(chosen: Option, arrays: dict[str, npt.NDArray[Any]]) -> lis
 def save(planned: Planned, folder: Path) -> Planned:
     """Write the plan; what was there before stays until the new one is complete."""
     return replace(planned, plan=write_plan(folder, planned.plan, planned.arrays))
+
+
+RUN_NOISE = 0.06
+"""Standard deviation of log(epoch time) from run to run of one configuration on one machine, where repeats do not tell: what
+validation found on shared machines lies between 0.04, its speed known, and 0.075."""
+CORRECTED_FROM = 0.01
+"""Smaller differences are noise."""
+
+
+def correct_by_trial(planned: Planned, trial: Observation) -> Planned:
+    """The forecast of a plan that was tried for a few epochs: off by what the trial's own forecast was off by.
+
+    `trial`: of the same partition and method, at the widths of the plan before. Where the plan has changed more than its
+    widths since, it stays as it was forecast.
+    """
+    chosen = planned.answer.chosen
+    configuration = trial.configuration
+    same = (chosen.scenario.method, chosen.scenario.workload.parts, chosen.scenario.workload.exact) == (
+        configuration.method,
+        trial.workload.parts,
+        trial.workload.exact,
+    )
+    if not same:
+        return planned
+    tried, _ = forecast(planned.costs, replace(chosen.scenario, bits=trial.bits))
+    ratio = trial.seconds / tried.epoch_seconds.value
+    seconds = planned.plan.forecast
+    noise = planned.costs.noise or RUN_NOISE
+    half = float(np.exp(NINETY_PERCENT * np.sqrt(2.0) * noise))  # of the trial and of the run
+    value = seconds.epoch_seconds * ratio
+    changed = seconds.model_copy(update={"epoch_seconds": value, "low": value / half, "high": value * half})
+    note = f"forecast × {ratio:.3f}: so much longer its trial took than forecast ({1e3 * trial.seconds:.1f} ms)"
+    notes = (*planned.plan.notes, note) if abs(ratio - 1.0) >= CORRECTED_FROM else planned.plan.notes
+    return replace(planned, plan=planned.plan.model_copy(update={"forecast": changed, "notes": notes}))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from halocast.cli.console import Console
-from halocast.errors import HalocastError, MisuseError, RunError
+from halocast.errors import MisuseError, RunError
 
 if TYPE_CHECKING:
     from halocast.cli.planning import Planned
@@ -119,21 +119,33 @@ def tune(
     }  # fmt: skip
     config = resolve_flags(run, flags, set_ or [])
     goal = Goal(epoch_seconds, variance, None, DEFAULT_POINTS if risk is None else risk, memory)
-    folder = out or _new_folder(config)
-    loop = Tuning(config, goal, folder, console, partitions=partitions, trials=trials, traced_epochs=traced_epochs)
-    outcome = loop.run(whole_baseline=baseline)
-    report = outcome.write_page()
-    document = {**outcome.result, "stages": dict(outcome.stages), "files": {**outcome.result["files"], **report}}
-    console.document(document)
-    show(console, outcome)
-    console.closing(
-        {"plan": str(outcome.plan_folder), "run": str(outcome.run_folder), **report},
-        f"halocast export {outcome.run_folder} --to perfetto",
+    folder = out or new_folder(config)
+    loop = Tuning(
+        config,
+        goal,
+        folder,
+        console,
+        partitions=partitions,
+        trials=trials,
+        traced_epochs=traced_epochs,
+        whole_baseline=baseline,
     )
+    return finish(console, loop.run())
+
+
+def finish(console: Console, outcome: Outcome) -> int:
+    """Draw the page, and say what came of it."""
+    console.note("drawing forecast beside measurement ...")
+    report = outcome.write_page()
+    files = {"plan": str(outcome.plan_folder), "run": str(outcome.run_folder), **report}
+    console.document({**outcome.result, "stages": dict(outcome.stages), "files": {**outcome.result["files"], **files}})
+    show(console, outcome)
+    console.closing(files, f"halocast export {outcome.run_folder} --to perfetto")
     return 0
 
 
-def _new_folder(config: RunConfig) -> Path:
+def new_folder(config: RunConfig) -> Path:
+    """A new one under runs/."""
     from halocast.runtime.run import open_run_folder
 
     path = open_run_folder(config, None, resume=False, force=False).path
@@ -156,6 +168,8 @@ class Outcome:
     stages: list[tuple[str, float]]
     """Seconds that each took."""
     forecast_folder: Path
+    seconds: float
+    """An epoch of the training, as forecasts are compared with it."""
 
     def write_page(self) -> dict[str, str]:
         """The page and its picture, beside the plan."""
@@ -175,16 +189,18 @@ class Tuning:
     partitions: int = 6
     trials: int = 1
     traced_epochs: int = TRACED_EPOCHS
+    whole_baseline: bool = False
+    """Train plain as long as the plan, to compare accuracy too."""
     stages: list[tuple[str, float]] = field(default_factory=list)
 
     @property
     def costs(self) -> Path:
         return self.folder / "costs.json"
 
-    def run(self, *, whole_baseline: bool = False) -> Outcome:
+    def run(self) -> Outcome:
         """All stages that are left to do."""
-        self._check_state(whole_baseline)
-        plain = self._record_plain(whole_baseline)
+        self._check_state()
+        plain = self._record_plain(self.whole_baseline)
         folders = [self.folder / "plain"]
         if self.config.ranks > 1:
             self._record_quantised()
@@ -192,17 +208,16 @@ class Tuning:
         planned: Planned | None = None
         plan_folder = self.folder / "plan"
         if not (plan_folder / "plan.json").is_file():
-            baseline = self._baseline(plain, whole_baseline)
-            planned = self._plan(folders, baseline, self.folder / "plan-0" if self.trials else plan_folder)
+            planned = self._plan(folders, self.folder / "plan-0" if self.trials else plan_folder)
             for trial in range(self.trials):
                 folders.append(self._try(self.folder / f"plan-{trial}", self.folder / f"trial-{trial}"))
                 last = trial + 1 == self.trials
                 target = plan_folder if last else self.folder / f"plan-{trial + 1}"
-                planned = self._plan(folders, baseline, target, tried=self.folder / f"plan-{trial}")
+                planned = self._plan(folders, target, tried=self.folder / f"plan-{trial}")
         result = self._train(plan_folder)
         from halocast.traces.plan import read_plan
 
-        self._write_state(whole_baseline)
+        self._write_state()
         return Outcome(
             read_plan(plan_folder),
             plan_folder,
@@ -213,11 +228,12 @@ class Tuning:
             planned,
             self.stages,
             self.folder / "forecast",
+            _measured(self.folder / "run"),
         )
 
     # -- what is on disk -----------------------------------------------------------------------------------------
 
-    def _identity(self, whole_baseline: bool) -> dict[str, Any]:
+    def _identity(self) -> dict[str, Any]:
         from dataclasses import asdict
 
         return {
@@ -226,10 +242,10 @@ class Tuning:
             "partitions": self.partitions,
             "trials": self.trials,
             "traced_epochs": self.traced_epochs,
-            "baseline": whole_baseline,
+            "baseline": self.whole_baseline,
         }
 
-    def _check_state(self, whole_baseline: bool) -> None:
+    def _check_state(self) -> None:
         """Refuse a folder that holds something else, naming what differs."""
         import json
 
@@ -238,11 +254,11 @@ class Tuning:
             if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
                 raise MisuseError(f"{self.folder} exists and holds no tuning; choose another --out")
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._write_state(whole_baseline)
+            self._write_state()
             return
         try:
             state = json.loads(path.read_text())
-            known, asked = state["asked"], json.loads(json.dumps(self._identity(whole_baseline)))
+            known, asked = state["asked"], json.loads(json.dumps(self._identity()))
             self.stages[:] = [(name, seconds) for name, seconds in state["stages"]]
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise MisuseError(f"{path} is damaged ({error}); choose another --out") from error
@@ -252,15 +268,13 @@ class Tuning:
                 raise MisuseError(f"{self.folder} holds a tuning of another {name} ({different}); choose another --out")
         self.console.note(f"going on with {self.folder} ...")
 
-    def _write_state(self, whole_baseline: bool) -> None:
+    def _write_state(self) -> None:
         from halocast.runtime.trainer import write_json
 
-        write_json(
-            self.folder / STATE, {"asked": self._identity(whole_baseline), "stages": [list(each) for each in self.stages]}
-        )
+        write_json(self.folder / STATE, {"asked": self._identity(), "stages": [list(each) for each in self.stages]})
 
     def _timed(self, name: str) -> AbstractContextManager[None]:
-        return _Stage(self.stages, name)
+        return _Stage(self.stages, name, self._write_state)
 
     # -- stages --------------------------------------------------------------------------------------------------
 
@@ -280,7 +294,11 @@ class Tuning:
         epochs = self.config.training.epochs if whole else self.traced_epochs
         config = self._config(epochs=epochs, method={"name": "full", "bits": None, "exact": NO_SAVINGS}, quiet=not whole)
         what = "plain training, the whole of it" if whole else f"plain training, {epochs} epochs"
-        return self._record("plain", config, what)
+        result = self._record("plain", config, what)
+        if whole and self.stages and self.stages[-1][0] == "tracing plain":  # a loop needs but its first epochs
+            traced = self.stages[-1][1] * min(1.0, self.traced_epochs / max(1, epochs))
+            self.stages[-1:] = [("tracing plain", traced), ("plain, to compare", self.stages[-1][1] - traced)]
+        return result
 
     def _record_quantised(self) -> dict[str, Any]:
         config = self._config(
@@ -301,15 +319,18 @@ class Tuning:
         with self._timed(f"tracing {name}"):
             return _train(config, folder, self.console)
 
-    def _baseline(self, plain: Mapping[str, Any], whole: bool) -> Baseline:
+    def _baseline(self, *, final: bool) -> Baseline:
+        """Plain training as it was recorded; its accuracy only where it was trained as long as the plan will be."""
         from halocast.traces.plan import Baseline
 
-        accuracy = plain["accuracy"].get("test") if whole else None
+        plain = _result_of(self.folder / "plain")
+        whole = self.whole_baseline and final and plain is not None
+        accuracy = plain["accuracy"].get("test") if whole and plain is not None else None
         return Baseline(epoch_seconds=_measured(self.folder / "plain"), measured=True, accuracy=accuracy)
 
-    def _plan(self, folders: list[Path], baseline: Baseline, target: Path, *, tried: Path | None = None) -> Planned | None:
+    def _plan(self, folders: list[Path], target: Path, *, tried: Path | None = None) -> Planned | None:
         """Calibrate on what was recorded so far and plan; `tried`: the plan that the last of it was recorded with."""
-        from halocast.cli.planning import make_plan, partition_name, save
+        from halocast.cli.planning import correct_by_trial, make_plan, partition_name, save
         from halocast.simulator.calibrate import calibrate
         from halocast.simulator.observations import observe_all
         from halocast.simulator.planner.rowmodel import RowModel, merge_rows, rows_beside, rows_of
@@ -331,10 +352,12 @@ class Tuning:
                 RowModel(rows.recorded),
                 self.goal,
                 partitions=self.partitions,
-                baseline=baseline,
+                baseline=self._baseline(final=target.name == "plan"),
                 incumbent="" if tried is None else partition_name(read_plan(tried).partition),
                 report=lambda text: self.console.note(f"{text} ..."),
             )
+            if tried is not None:
+                planned = correct_by_trial(planned, observations[-1])
             planned = save(planned, target)
         seconds = planned.plan.forecast
         self.console.note(
@@ -402,6 +425,7 @@ class Tuning:
 class _Stage:
     stages: list[tuple[str, float]]
     name: str
+    save: Callable[[], None]
     began: float = 0.0
 
     def __enter__(self) -> None:
@@ -410,6 +434,7 @@ class _Stage:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.stages.append((self.name, time.perf_counter() - self.began))
+            self.save()
 
 
 def _train(config: RunConfig, folder: Path, console: Console, *, resume: bool = False) -> dict[str, Any]:
@@ -465,7 +490,3 @@ def show(console: Console, outcome: Outcome) -> None:
     console.result(f"  {outcome.plan.why}")
     spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in outcome.stages)
     console.result(f"  {spent}")
-
-
-Emit = Callable[[dict[str, Any]], None]
-__all__ = ["HalocastError", "Outcome", "Tuning", "show", "tune"]
