@@ -111,8 +111,8 @@ def dropping_variance(
     1 / p, arrives as the mean x with variance v / p + (1 / p − 1) · ‖x‖², by the law of total variance (rounding is unbiased
     where the message is kept). With a coefficient, both terms are multiplied by its square.
 
-    What is left out of a pair's messages has a fixed number, so two of them are not independent: with m = kept + dropped, the
-    covariance of x and y is −(1 / p − 1) / (m − 1) · x·y. A sum over many targets adds up to what is said here but for that.
+    The number of messages that a pair leaves out is fixed, so that two of its m = kept + dropped are not independent: what
+    arrives of x and y has the covariance −(1 / p − 1) / (m − 1) · x·y, which matters only where few of them are summed up.
 
     Args:
         variance: [messages], of rounding at the width that the message has where it is kept: `exact_variance`.
