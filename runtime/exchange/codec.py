@@ -269,7 +269,8 @@ def unpack(
 
     wire: uint8, the buffer of the whole layout. nodes: int64 ``[rows of the peer]``, global ids. out: float32 ``[N, dim]``.
     index: int32 or int64 ``[rows of the peer]``, trusted, *without repeats*. accumulate: add to what is there. factors:
-    float32 ``[rows of the peer]``, what each decoded row is multiplied by; needs an index. Rows without a record do not count.
+    float32 ``[rows of the peer]``, what each row is multiplied by before it is added; only with `accumulate` and an index. Rows
+    without a record do not count.
 
     Raises WireError where the message is shorter than agreed or its header differs in any field from what the layout and
     the stream say; nothing is decoded then.
@@ -289,14 +290,14 @@ def unpack(
     _check_stream("unpack", stream)
     kernels._vector("unpack", "nodes", nodes, torch.int64, count, out.device)
     if factors is not None:
-        if index is None:
-            raise MisuseError("unpack: factors need an index")
         kernels._vector("unpack", "factors", factors, torch.float32, count, out.device)
     _check_header(wire[message.segment], message.header, stream)
-    if factors is not None and index is not None:
-        offender = _unpack_scaled(wire, layout, message.rows, stream, nodes, out, index, accumulate, factors)
-    else:
+    if factors is None:
         offender = _unpack(wire, layout, message.rows, stream, nodes, out, index, accumulate)
+    elif accumulate and index is not None:
+        offender = _add_scaled(wire, layout, message.rows, stream, nodes, out, index, factors)
+    else:
+        raise MisuseError("unpack: factors scale what is added by an index; scale rows that are written where they are")
     if offender >= 0:
         raise WireError(f"the record of row {offender} is not within the {wire.numel()} bytes of the buffer")
 
@@ -358,7 +359,7 @@ def _unpack(
     return offender
 
 
-def _unpack_scaled(
+def _add_scaled(
     wire: Tensor,
     records: Records,
     part: slice,
@@ -366,10 +367,9 @@ def _unpack_scaled(
     nodes: Tensor,
     out: Tensor,
     index: Tensor,
-    accumulate: bool,
     factors: Tensor,
 ) -> int:
-    """`_unpack`, each row times its factor; some rows at a time, which the kernels need not know of."""
+    """`_unpack` that adds each row times its factor: some rows at a time go through scratch memory that stays in the cache."""
     count = part.stop - part.start
     step = max(1, SCALED_VALUES.get(out.device.type, SCALED_VALUES["cuda"]) // records.dim)
     scratch = out.new_empty((min(step, count), records.dim))
@@ -379,11 +379,7 @@ def _unpack_scaled(
         offender = _unpack(wire, records, here, stream, nodes[first:last], decoded, None, False)
         if offender >= 0:
             return first + offender
-        decoded.mul_(factors[first:last, None])
-        if accumulate:
-            kernels.scatter_add_rows(decoded, index[first:last], out)
-        else:
-            out.index_copy_(0, index[first:last].long(), decoded)
+        kernels.scatter_add_rows(decoded.mul_(factors[first:last, None]), index[first:last], out)
     return -1
 
 

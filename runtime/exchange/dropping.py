@@ -14,13 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from halocast.runtime import kernels
 from halocast.traces.wire import DROPPED
 
 PURPOSE_DROPPING = 4
 """Of the random words' streams (`kernels.Stream.purpose`)."""
+RANK_BITS = 20
+"""Of a rank, in the number of a pair: sender and receiver together fill a node's 40."""
 
 Widths = npt.NDArray[np.uint8]
 
@@ -36,37 +37,31 @@ def all_dropped(widths: Widths, rows: Sequence[int]) -> int | None:
 
 @dataclass(frozen=True, eq=False)
 class DroppingPair:
-    """The messages of one sender to one receiver in one exchange, some of which each epoch leaves out. Both ends hold it."""
+    """The messages of one rank to another in one exchange, some of which each epoch leaves out. Both ends hold it."""
 
+    sender: int
     receiver: int
     widths: Widths
     """[messages], droppable ones at the width they are sent at."""
     droppable: npt.NDArray[np.int64]
     """Which messages may be left out, ascending."""
-    nodes: Tensor
-    """int64 [droppable] on the CPU: their global ids."""
     dropped: int
     """How many of them are."""
 
     @classmethod
-    def of(cls, widths: Widths, nodes: Tensor, receiver: int) -> DroppingPair | None:
-        """widths: [messages], not all 0. nodes: int64 [messages] on the CPU, global ids. None where no width is 0."""
+    def of(cls, widths: Widths, sender: int, receiver: int) -> DroppingPair | None:
+        """widths: [messages], not all 0. None where no width is 0."""
         dropped = int((widths == DROPPED).sum())
         if not dropped:
             return None
         narrowest = widths[widths != DROPPED].min()
         droppable = np.flatnonzero((widths == DROPPED) | (widths == narrowest))
         sent = np.where(widths == DROPPED, narrowest, widths)
-        return cls(receiver, sent, droppable, nodes[torch.from_numpy(droppable)], dropped)
-
-    @property
-    def keep_probability(self) -> float:
-        """Of a droppable message."""
-        return 1.0 - self.dropped / len(self.droppable)
+        return cls(sender, receiver, sent, droppable, dropped)
 
     @property
     def factors(self) -> npt.NDArray[np.float32]:
-        """What each message is scaled by where it is kept, [messages]."""
+        """What each message is scaled by where it is kept, [messages]: 1 / p of droppable ones."""
         factors = np.ones(len(self.widths), dtype=np.float32)
         factors[self.droppable] = len(self.droppable) / (len(self.droppable) - self.dropped)
         return factors
@@ -74,13 +69,14 @@ class DroppingPair:
     def draw(self, seed: int, epoch: int, layer: int, direction: int) -> Widths:
         """The widths of an epoch, [messages]; a function of the arguments alone, so that both ends agree without a word.
 
-        Those with the smallest random words are left out: the first word of each message's node, in a stream whose key is the
-        seed with the receiver in its upper half. (Words of 32 bits tell 100,000 messages apart but for one or two; there
-        the earlier message goes first.)
+        Those with the smallest random words are left out: of the stream with purpose 4, droppable message k has word k of the
+        pair, which has the place of a node. (Words have 32 bits: of 100,000 messages one or two have another's, and
+        there the earlier goes first.)
         """
-        stream = kernels.Stream(seed ^ self.receiver << 32, epoch, layer, direction, PURPOSE_DROPPING)
-        words = kernels.philox(stream, self.nodes, 1)[:, 0].numpy()
-        order = words << 31 | np.arange(len(words))  # one number a message: all differ, so any way of partitioning is alike
+        stream = kernels.Stream(seed, epoch, layer, direction, PURPOSE_DROPPING)
+        pair = torch.tensor([self.sender << RANK_BITS | self.receiver])
+        words = kernels.philox(stream, pair, len(self.droppable))[0].numpy()
+        order = words << 31 | np.arange(len(words))  # no two are alike, so that any way to find the smallest gives the same
         widths = self.widths.copy()
         widths[self.droppable[np.argpartition(order, self.dropped)[: self.dropped]]] = DROPPED
         return widths

@@ -121,14 +121,16 @@ class _Draws:
     def __init__(self, pairs: Mapping[int, DroppingPair], layout: codec.Layout, counts: Sequence[int]) -> None:
         """pairs: by peer, those that drop messages. layout: of the exchange. counts: messages by peer."""
         self._pairs, self._epoch, self._device = pairs, -1, layout.offsets.device
-        self._factors = {peer: pair.factors for peer, pair in pairs.items()}
         self._starts = {peer: sum(counts[:peer]) for peer in layout.peers}
         self._dropped: dict[int, Tensor] = {}
         self.layout = layout
         self.kept = torch.zeros(len(layout), dtype=torch.int64, device=self._device)
         """[records], the message of each."""
-        self.factors = torch.ones(len(layout), dtype=torch.float32, device=self._device)
-        """[records], what a receiver multiplies each by."""
+        self.factors = torch.ones(sum(counts), dtype=torch.float32)
+        """[messages], what a receiver multiplies each by, which is the same in every epoch."""
+        for peer, pair in pairs.items():
+            self.factors[self._starts[peer] :][: counts[peer]] = torch.from_numpy(pair.factors)
+        self.factors = self.factors.to(self._device)
         for peer in set(layout.peers) - set(pairs):
             start = self._starts[peer]
             self.kept[layout.rows(peer)] = torch.arange(start, start + counts[peer], device=self._device)
@@ -143,7 +145,6 @@ class _Draws:
             kept, dropped = np.flatnonzero(widths), np.flatnonzero(widths == DROPPED)
             here, start = self.layout.rows(peer), self._starts[peer]
             self.kept[here] = torch.from_numpy(kept + start).to(self._device)
-            self.factors[here] = torch.from_numpy(self._factors[peer][kept]).to(self._device)
             self._dropped[peer] = torch.from_numpy(dropped + start).to(self._device)
             orders[peer] = torch.from_numpy(widths)
         self.layout = self.layout.reordered(orders)
@@ -206,16 +207,15 @@ class QuantizedMessages:
             rows = MessageRows.of(shape, part, boundary)
             whole = _as_slice(rows.outgoing)
             key = (shape.layer, shape.direction)
-            sent_nodes, received_nodes = (torch.from_numpy(ids[each]) for each in (rows.outgoing, rows.incoming))
             self._channels[key] = _Channel(
                 shape,
                 whole,
                 None if whole is not None else torch.from_numpy(rows.outgoing).to(device),
-                sent_nodes.to(device),
+                torch.from_numpy(ids[rows.outgoing]).to(device),
                 torch.from_numpy(rows.incoming).to(device),
-                received_nodes.to(device),
-                self._outgoing(shape, widths.outgoing[key], sent_nodes),
-                self._incoming(shape, widths.incoming[key], received_nodes),
+                torch.from_numpy(ids[rows.incoming]).to(device),
+                self._outgoing(shape, widths.outgoing[key]),
+                self._incoming(shape, widths.incoming[key]),
                 torch.zeros(len(rows.outgoing), dtype=torch.float32, device=device),
             )
 
@@ -229,9 +229,9 @@ class QuantizedMessages:
         widths.check(self.shapes, dropping=self._dropping)
         for key, channel in self._channels.items():
             if not np.array_equal(widths.outgoing[key], self.widths.outgoing[key]):
-                channel.outgoing = self._outgoing(channel.shape, widths.outgoing[key], channel.sent_nodes)
+                channel.outgoing = self._outgoing(channel.shape, widths.outgoing[key])
             if not np.array_equal(widths.incoming[key], self.widths.incoming[key]):
-                channel.incoming = self._incoming(channel.shape, widths.incoming[key], channel.received_nodes)
+                channel.incoming = self._incoming(channel.shape, widths.incoming[key])
         self.widths = widths
 
     def ranges(self, key: ExchangeKey) -> npt.NDArray[np.float32]:
@@ -273,29 +273,26 @@ class QuantizedMessages:
     def unpack(self, layer: int, direction: Direction, epoch: int, peer: int, wire: Tensor, rows: Tensor) -> None:
         """Decode one peer's message: into its halo rows going forward, added to own rows going backward.
 
-        A dropped message is a row of zeros, those kept in its place are scaled.
+        A dropped message is a row of zeros; those kept in its place are scaled.
         """
         channel = self._channels[layer, direction]
-        forward = direction is Direction.FORWARD
-        layout, factors = channel.incoming, None
+        start = sum(channel.shape.rows_in[:peer])
+        messages = slice(start, start + channel.shape.rows_in[peer])
+        nodes, index = channel.received_nodes[messages], channel.received_rows[messages]
+        layout, forward = channel.incoming, direction is Direction.FORWARD
+        factors: Tensor | None = None
         if isinstance(layout, _Draws):
             draws = layout
             draws.draw(self._seed, epoch, layer, direction)
             layout = draws.layout
-            kept = draws.kept[layout.rows(peer)]
-            nodes, target, index = channel.received_nodes[kept], rows, channel.received_rows[kept]
             if draws.drops(peer):
-                factors = draws.factors[layout.rows(peer)]
+                kept = draws.kept[layout.rows(peer)]
+                nodes, index, factors = channel.received_nodes[kept], channel.received_rows[kept], draws.factors[kept]
                 if forward:
                     rows.index_fill_(0, channel.received_rows[draws.dropped(peer)], 0.0)
-        else:
-            here = layout.rows(peer)
-            nodes = channel.received_nodes[here]
-            if forward:
-                first = self._part.own + sum(self._part.halo_from[:peer])
-                target, index = rows[first : first + here.stop - here.start], None
-            else:
-                target, index = rows, channel.received_rows[here]
+        in_order = forward and factors is None  # a peer's halo rows are one range
+        first = self._part.own + sum(self._part.halo_from[:peer])
+        halo = rows[first : first + messages.stop - messages.start]
         try:
             codec.unpack(
                 wire,
@@ -303,15 +300,17 @@ class QuantizedMessages:
                 peer,
                 self._stream(layer, direction, epoch),
                 nodes,
-                target,
-                index=index,
+                halo if in_order else rows,
+                index=None if in_order else index,
                 accumulate=not forward,
-                factors=factors,
+                factors=None if forward else factors,
             )
         except codec.WireError as error:
             raise RunError(
                 f"layer {layer} {direction}, epoch {epoch}: the message of rank {peer} is broken: {error}"
             ) from error
+        if forward and factors is not None:
+            halo.mul_(draws.factors[messages, None])
 
     def _measure_dropped(self, channel: _Channel, draws: _Draws, rows: Tensor) -> None:
         """Record the ranges of rows that were not sent, as the codec does of those that were."""
@@ -324,16 +323,16 @@ class QuantizedMessages:
     def _stream(self, layer: int, direction: Direction, epoch: int) -> kernels.Stream:
         return kernels.Stream(self._seed, epoch, layer, DIRECTION_WORDS[direction], kernels.PURPOSE_ROUNDING)
 
-    def _outgoing(self, shape: ExchangeShape, widths: WidthArray, nodes: Tensor) -> codec.Layout | _Draws:
-        return self._layout(shape, shape.rows_out, widths, nodes, lambda peer: peer)
+    def _outgoing(self, shape: ExchangeShape, widths: WidthArray) -> codec.Layout | _Draws:
+        return self._layout(shape, shape.rows_out, widths, lambda peer: (self._rank, peer))
 
-    def _incoming(self, shape: ExchangeShape, widths: WidthArray, nodes: Tensor) -> codec.Layout | _Draws:
-        return self._layout(shape, shape.rows_in, widths, nodes, lambda peer: self._rank)
+    def _incoming(self, shape: ExchangeShape, widths: WidthArray) -> codec.Layout | _Draws:
+        return self._layout(shape, shape.rows_in, widths, lambda peer: (peer, self._rank))
 
     def _layout(
-        self, shape: ExchangeShape, rows: Sequence[int], widths: WidthArray, nodes: Tensor, receiver: Callable[[int], int]
+        self, shape: ExchangeShape, rows: Sequence[int], widths: WidthArray, pair: Callable[[int], tuple[int, int]]
     ) -> codec.Layout | _Draws:
-        """rows: messages by peer. nodes: [messages]. receiver: of a peer's messages."""
+        """rows: messages by peer. pair: the sender and the receiver of a peer's messages."""
         counts = [(peer, count) for peer, count in enumerate(rows) if count]
         layout = codec.Layout.of(
             torch.from_numpy(widths),
@@ -345,13 +344,13 @@ class QuantizedMessages:
         )
         if (widths != DROPPED).all():
             return layout
-        ends = np.cumsum(rows)
+        ends = np.cumsum(rows).tolist()
         pairs = {
-            peer: DroppingPair.of(widths[end - count : end], nodes[end - count : end].cpu(), receiver(peer))
-            for peer, (count, end) in enumerate(zip(rows, ends.tolist(), strict=True))
+            peer: DroppingPair.of(widths[end - count : end], *pair(peer))
+            for peer, (count, end) in enumerate(zip(rows, ends, strict=True))
             if count
         }
-        return _Draws({peer: pair for peer, pair in pairs.items() if pair is not None}, layout, rows)
+        return _Draws({peer: each for peer, each in pairs.items() if each is not None}, layout, rows)
 
 
 def _as_slice(rows: npt.NDArray[np.int64]) -> slice | None:

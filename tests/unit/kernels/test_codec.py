@@ -569,12 +569,9 @@ def test_reordering_a_message_is_laying_all_out_anew() -> None:
         layout.reordered({5: turned[:20].roll(1)[:19]})
 
 
-@pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("values_at_once", [1, 100, 1 << 17])
 @pytest.mark.parametrize("kind", [torch.int32, torch.int64])
-def test_factors_scale_what_is_decoded(
-    accumulate: bool, values_at_once: int, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_factors_scale_what_is_added(values_at_once: int, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(codec.SCALED_VALUES, "cpu", values_at_once)
     wire, layout, nodes = agreed_message()
     here = layout.rows(6)
@@ -584,8 +581,8 @@ def test_factors_scale_what_is_decoded(
     codec.unpack(wire, layout, 6, STREAM, nodes[here], plain)
     out = rows_of(10, 20)
     expected = out.clone()
-    expected[index.long()] = plain * factors[:, None] + (out[index.long()] if accumulate else 0.0)
-    codec.unpack(wire, layout, 6, STREAM, nodes[here], out, index=index, accumulate=accumulate, factors=factors)
+    expected[index.long()] += plain * factors[:, None]
+    codec.unpack(wire, layout, 6, STREAM, nodes[here], out, index=index, accumulate=True, factors=factors)
     assert_same_bits(out, expected)
 
 
@@ -629,7 +626,10 @@ def test_misuse_gets_one_clear_line() -> None:
         (lambda: codec.unpack(wire, layout, 6, STREAM, nodes[:6], out), r"nodes must be int64 \[7\]"),
         (lambda: codec.unpack(wire, layout, 6, STREAM, nodes[:7], out, index=index[:6]), r"index must be int64 \[7\]"),
         (lambda: codec.unpack(wire, layout, 6, dropout, nodes[:7], out), "the stream's purpose is 0; rounding takes 1"),
-        (lambda: codec.unpack(wire, layout, 6, STREAM, nodes[:7], out, factors=torch.ones(7)), "factors need an index"),
+        (
+            lambda: codec.unpack(wire, layout, 6, STREAM, nodes[5:], out, factors=torch.ones(7)),
+            "factors scale what is added by an index",
+        ),
         (
             lambda: codec.unpack(wire, layout, 6, STREAM, nodes[:7], out, index=index[:7], factors=torch.ones(6)),
             r"factors must be float32 \[7\]",
