@@ -38,7 +38,8 @@ _WIDTHS_FIELD = 5
 _WIDTHS_BYTES = slice(20, 24)
 """And its bytes."""
 SCALED_VALUES = {"cpu": 1 << 17, "cuda": 1 << 24}
-"""Values that are decoded together where they are scaled: on a CPU as many as stay in the cache; a GPU is asked seldom."""
+"""Values that are decoded together where they are scaled: on a CPU as many for each thread as stay in its cache; a GPU is asked
+seldom."""
 
 
 class Rounding(StrEnum):
@@ -371,7 +372,8 @@ def _add_scaled(
 ) -> int:
     """`_unpack` that adds each row times its factor: some rows at a time go through scratch memory that stays in the cache."""
     count = part.stop - part.start
-    step = max(1, SCALED_VALUES.get(out.device.type, SCALED_VALUES["cuda"]) // records.dim)
+    values = SCALED_VALUES["cpu"] * torch.get_num_threads() if out.device.type == "cpu" else SCALED_VALUES["cuda"]
+    step = max(1, values // records.dim)
     scratch = out.new_empty((min(step, count), records.dim))
     for first in range(0, count, step):
         last = min(first + step, count)

@@ -280,14 +280,15 @@ class QuantizedMessages:
         messages = slice(start, start + channel.shape.rows_in[peer])
         nodes, index = channel.received_nodes[messages], channel.received_rows[messages]
         layout, forward = channel.incoming, direction is Direction.FORWARD
-        factors: Tensor | None = None
+        factors: Tensor | None = None  # of the messages going forward, of the records going backward
         if isinstance(layout, _Draws):
             draws = layout
             draws.draw(self._seed, epoch, layer, direction)
             layout = draws.layout
             if draws.drops(peer):
                 kept = draws.kept[layout.rows(peer)]
-                nodes, index, factors = channel.received_nodes[kept], channel.received_rows[kept], draws.factors[kept]
+                nodes, index = channel.received_nodes[kept], channel.received_rows[kept]
+                factors = draws.factors[messages if forward else kept]
                 if forward:
                     rows.index_fill_(0, channel.received_rows[draws.dropped(peer)], 0.0)
         in_order = forward and factors is None  # a peer's halo rows are one range
@@ -310,7 +311,7 @@ class QuantizedMessages:
                 f"layer {layer} {direction}, epoch {epoch}: the message of rank {peer} is broken: {error}"
             ) from error
         if forward and factors is not None:
-            halo.mul_(draws.factors[messages, None])
+            halo.mul_(factors[:, None])
 
     def _measure_dropped(self, channel: _Channel, draws: _Draws, rows: Tensor) -> None:
         """Record the ranges of rows that were not sent, as the codec does of those that were."""

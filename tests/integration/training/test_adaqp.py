@@ -113,31 +113,47 @@ def write_widths_with_zeros(folder: Path, ranks: int) -> dict[str, int]:
     return dropped
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_a_run_that_drops_messages_trains_and_resumes_bit_for_bit(ranks: int, tmp_path: Path) -> None:
+def dropping_run(folder: Path, ranks: int) -> tuple[list[str], dict[str, int]]:
+    """Arguments of a run that drops messages, and how many it drops; by exchange."""
     every = ["--method", "adaqp", "--set", "training.checkpoint_every=4", "--json"]
     common = ["train", GRAPH, *SMALL, *NO_SAVINGS, "--ranks", str(ranks), *every]
-    halocast(*common, "--bits", "2", "--epochs", "1", "--out", "probe", cwd=tmp_path)
-    dropped = write_widths_with_zeros(tmp_path, ranks)
-    assert set(dropped) == {f"{layer} {direction}" for layer in range(3) for direction in ("forward", "backward")} - {
-        "0 backward"
-    }
-    dropping = [*common, "--bits", "widths.npz", "--set", "method.dropping=true"]
-    foretold = json.loads(halocast(*dropping, "--dry-run", cwd=tmp_path).stdout)
-    whole = json.loads(halocast(*dropping, "--epochs", "12", "--out", "whole", cwd=tmp_path).stdout)
-    halocast(*dropping, "--epochs", "8", "--out", "broken", cwd=tmp_path)
-    resumed = halocast("train", "--out", "broken", "--resume", "--epochs", "12", "--json", cwd=tmp_path)
-    assert "resumed after epoch 8" in resumed.stderr
-    losses = [pd.read_csv(tmp_path / name / "metrics.csv")["loss"].tolist() for name in ("whole", "broken")]
-    assert losses[0] == losses[1]
-    assert losses[0][-1] < 0.7 * losses[0][0]
-    assert whole["exchange_bytes_per_epoch"] == sum(rank["exchange_per_epoch"] for rank in foretold["ranks"])
-    assert set(whole["bits"]) == {"0", "2", "8"}
-    trace = read_trace(tmp_path / "whole" / "trace").messages
+    halocast(*common, "--bits", "2", "--epochs", "1", "--out", "probe", cwd=folder)
+    dropped = write_widths_with_zeros(folder, ranks)
+    exchanges = {f"{layer} {direction}" for layer in range(3) for direction in ("forward", "backward")}
+    assert set(dropped) == exchanges - {"0 backward"}
+    return [*common, "--bits", "widths.npz", "--set", "method.dropping=true"], dropped
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_run_that_drops_messages_learns_and_sends_the_same_bytes_in_every_epoch(ranks: int, tmp_path: Path) -> None:
+    arguments, dropped = dropping_run(tmp_path, ranks)
+    result = json.loads(halocast(*arguments, "--epochs", "12", "--out", "run", cwd=tmp_path).stdout)
+    losses = pd.read_csv(tmp_path / "run" / "metrics.csv")["loss"].tolist()
+    assert losses[-1] < 0.7 * losses[0]
+    assert set(result["bits"]) == {"0", "2", "8"}
+    trace = read_trace(tmp_path / "run" / "trace").messages
     training = trace[trace["phase"] == "train"]
+    assert training["epoch"].nunique() == 12
     for _, epoch in training.groupby("epoch"):
-        assert epoch["bytes_out"].sum() == whole["exchange_bytes_per_epoch"]
+        assert epoch["bytes_out"].sum() == result["exchange_bytes_per_epoch"]
         for name, count in dropped.items():
             layer, direction = name.split()
             rows = epoch[(epoch["layer"] == int(layer)) & (epoch["direction"] == direction)]
             assert sum(dict(histogram).get(0, 0) for histogram in rows["bits_out"]) == count
+
+
+def test_a_run_that_drops_messages_resumes_bit_for_bit(tmp_path: Path) -> None:
+    arguments, _ = dropping_run(tmp_path, 2)
+    halocast(*arguments, "--epochs", "12", "--out", "whole", cwd=tmp_path)
+    halocast(*arguments, "--epochs", "8", "--out", "broken", cwd=tmp_path)
+    resumed = halocast("train", "--out", "broken", "--resume", "--epochs", "12", "--json", cwd=tmp_path)
+    assert "resumed after epoch 8" in resumed.stderr
+    losses = [pd.read_csv(tmp_path / name / "metrics.csv")["loss"].tolist() for name in ("whole", "broken")]
+    assert losses[0] == losses[1]
+
+
+def test_dry_run_knows_that_dropped_messages_have_no_bytes(tmp_path: Path) -> None:
+    arguments, _ = dropping_run(tmp_path, 2)
+    foretold = json.loads(halocast(*arguments, "--dry-run", cwd=tmp_path).stdout)
+    result = json.loads(halocast(*arguments, "--epochs", "1", "--out", "run", cwd=tmp_path).stdout)
+    assert sum(rank["exchange_per_epoch"] for rank in foretold["ranks"]) == result["exchange_bytes_per_epoch"]
