@@ -82,6 +82,8 @@ class MethodConfig(Section):
     reassign_every: int = Field(default=0, ge=0)
     """adaqp: epochs from one assignment of widths to the next ("random", "adaptive"); 0: a fifth of the run's."""
     adaptive: AdaptiveConfig = AdaptiveConfig()
+    dropping: bool = False
+    """adaqp: accept width 0, as many messages of a pair left out at random in each epoch and the others scaled."""
 
     @property
     def quantises(self) -> bool:

@@ -48,7 +48,7 @@ class Stream:
     direction: int = 0
     """0 forward, 1 backward; 0 to 15."""
     purpose: int = PURPOSE_DROPOUT
-    """0 dropout, 1 stochastic rounding, 2 a layer of the user's own, 3 random widths; 0 to 15."""
+    """0 dropout, 1 stochastic rounding, 2 a layer of the user's own, 3 random widths, 4 dropped messages; 0 to 15."""
 
     def __post_init__(self) -> None:
         limits = {"seed": _SEED_LIMIT, "epoch": _WORD_LIMIT, "layer": 1 << 16, "direction": 1 << 4, "purpose": 1 << 4}

@@ -114,7 +114,7 @@ def with_first_bits(config: RunConfig, network: GraphNetwork, shards: ShardSet, 
 
 def width_rule(config: RunConfig) -> Rule:
     """The rule behind `method.bits`; raises MisuseError for one that does not exist."""
-    return parse_rule("adaptive" if config.method.bits is None else config.method.bits)
+    return parse_rule("adaptive" if config.method.bits is None else config.method.bits, dropping=config.method.dropping)
 
 
 def build_assigner(
@@ -189,9 +189,11 @@ def build_session(
             np.asarray(shard.boundary),
             adjacency.global_ids,
             assigner.first(),
+            rank=transport.rank,
             seed=config.seed,
             rounding=Rounding(config.method.rounding),
             device=device,
+            dropping=config.method.dropping,
         )
         view = replace(view, bits=messages.assignment)
     labels = torch.from_numpy(np.array(shard.labels)).to(device)

@@ -13,6 +13,8 @@ CODED_WIDTHS = (1, 2, 3, 4, 5, 6, 8)
 """Bits of an integer code."""
 WIDTHS = (*CODED_WIDTHS, 16, 32)
 """All widths a row may have on the wire: codes, bfloat16, and float32 as it is."""
+DROPPED = 0
+"""The width of a message that is not sent. Not one of `WIDTHS`: it has no record, and is refused unless asked for."""
 ROTATED_WIDTH_LIMIT = 2
 """Rows at most this wide use the rotated codec where it is asked for."""
 
@@ -23,8 +25,11 @@ BitHistogram = tuple[tuple[int, int], ...]
 def record_bytes(bits: int, dim: int, *, one_sided: bool, rotated: bool = False) -> int:
     """Bytes of one row of `dim` values at `bits`.
 
-    A one-sided row (its minimum is known to be 0) and a row of the rotated codec send a scale and no offset.
+    A one-sided row (its minimum is known to be 0) and a row of the rotated codec send a scale and no offset; a dropped row
+    sends nothing.
     """
+    if bits == DROPPED:
+        return 0
     if bits in (16, 32):
         return dim * bits // 8
     side_information = 2 if one_sided or (rotated and bits <= ROTATED_WIDTH_LIMIT) else 4

@@ -468,14 +468,16 @@ def _widths_of_file(rule: FileRule, table: MessageTable) -> MessageWidths:
         for rank, shapes in enumerate(table.shapes)
         for shape in shapes
     }
-    arrays = read_width_file(Path(rule.path), sizes)
+    arrays = read_width_file(Path(rule.path), sizes, dropping=rule.dropping)
 
     def width_of(shape: ExchangeShape, peer: int, sent: bool) -> npt.NDArray[np.uint8]:
         sender, receiver = (table.rank, peer) if sent else (peer, table.rank)
         senders = next(each for each in table.shapes[sender] if (each.layer, each.direction) == (shape.layer, shape.direction))
         return arrays[shape.layer, shape.direction, sender][segment(senders.rows_out, receiver)]
 
-    return table.fill(width_of)
+    widths = table.fill(width_of)
+    widths.check(table.own, dropping=rule.dropping)
+    return widths
 
 
 def receiver_coefficients(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from halocast.errors import GraphError, MisuseError, nearest
 from halocast.runtime.graph.npz import NpzReader, open_npz
 from halocast.traces.operations import Direction
-from halocast.traces.wire import WIDTHS
+from halocast.traces.wire import DROPPED, WIDTHS
 
 DEFAULT_CHOICES = (2, 4, 8)
 RULES = ("adaptive", "random", "uniform:8")
@@ -49,13 +49,15 @@ class FileRule:
     """The widths of a file (`read_width_file`), for the whole run."""
 
     path: Path
+    dropping: bool = False
+    """Whether it may have messages of width 0."""
 
 
 Rule = UniformRule | RandomRule | AdaptiveRule | FileRule
 
 
-def parse_rule(value: int | str) -> Rule:
-    """The rule that the user's `method.bits` names; does not open files.
+def parse_rule(value: int | str, *, dropping: bool = False) -> Rule:
+    """The rule that the user's `method.bits` names; does not open files. dropping: a file may have messages of width 0.
 
     Raises:
         MisuseError: none is meant; the message says what is allowed and the nearest match.
@@ -70,7 +72,7 @@ def parse_rule(value: int | str) -> Rule:
     if text == "adaptive":
         return AdaptiveRule()
     if text.endswith(".npz"):
-        return FileRule(Path(text))
+        return FileRule(Path(text), dropping)
     name, _, argument = text.partition(":")
     number = argument if name == "uniform" else text
     if _is_number(number):
@@ -86,6 +88,11 @@ def _is_number(text: str) -> bool:
 
 
 def _width(number: int, origin: str) -> int:
+    if number == DROPPED:
+        raise MisuseError(
+            f"{origin}: with every message dropped none is left to be scaled in their place; "
+            "give width 0 to single messages, in an .npz file with method.dropping = true"
+        )
     if number not in WIDTHS:
         closest = min(WIDTHS, key=lambda width: (abs(width - number), -width))
         raise MisuseError(
@@ -151,13 +158,14 @@ def array_name(layer: int, direction: Direction, rank: int) -> str:
     return f"layer{layer}_{direction}_rank{rank}"
 
 
-def read_width_file(path: Path | str, messages: Mapping[ArrayKey, int]) -> dict[ArrayKey, Widths]:
+def read_width_file(path: Path | str, messages: Mapping[ArrayKey, int], *, dropping: bool = False) -> dict[ArrayKey, Widths]:
     """Read the widths of a run's messages; arrays of the file that are not asked for are ignored.
 
     Args:
         path: an .npz with an array ``layer{l}_{forward|backward}_rank{r}`` for each exchange and sending rank: uint8, one
             width a message, in the order in which the rank sends them, peer after peer.
         messages: how many each array must have; those without a message may be missing.
+        dropping: whether messages may have width 0.
 
     Raises:
         MisuseError: one line on what is wrong with the file: not there, damaged, pickled, an array missing or of another
@@ -165,14 +173,14 @@ def read_width_file(path: Path | str, messages: Mapping[ArrayKey, int]) -> dict[
     """
     try:
         with open_npz(Path(path)) as archive:
-            return {key: _read_widths(archive, array_name(*key), count) for key, count in messages.items()}
+            return {key: _read_widths(archive, array_name(*key), count, dropping) for key, count in messages.items()}
     except GraphError as error:
         raise MisuseError(f"widths: {' '.join(str(error).splitlines())}") from error
     except RuntimeError as error:  # what zipfile raises on an array marked as encrypted
         raise MisuseError(f"widths: {path}: the file is damaged ({error})") from error
 
 
-def _read_widths(archive: NpzReader, name: str, count: int) -> Widths:
+def _read_widths(archive: NpzReader, name: str, count: int, dropping: bool) -> Widths:
     if not count and name not in archive:
         return np.zeros(0, dtype=np.uint8)
     shape, kind = archive.shape(name), archive.dtype(name)
@@ -184,11 +192,11 @@ def _read_widths(archive: NpzReader, name: str, count: int) -> Widths:
             "was it made for this graph, partition and model?"
         )
     widths: Widths = archive.read(name)
-    wrong = ~np.isin(widths, WIDTHS)
+    wrong = ~np.isin(widths, (DROPPED, *WIDTHS) if dropping else WIDTHS)
     if wrong.any():
         message = int(wrong.argmax())
-        raise MisuseError(
-            f"widths: {archive.path}: array '{name}' gives message {message} {int(widths[message])} bits; "
-            f"allowed: {', '.join(map(str, WIDTHS))}"
-        )
+        what = f"widths: {archive.path}: array '{name}' gives message {message} {int(widths[message])} bits; "
+        if widths[message] == DROPPED:
+            raise MisuseError(f"{what}set method.dropping = true to drop messages")
+        raise MisuseError(f"{what}allowed: {', '.join(map(str, WIDTHS))}")
     return widths

@@ -102,6 +102,36 @@ def published_bound(ranges: npt.ArrayLike, widths: Widths, dim: int) -> Floats:
     return dim * (np.asarray(ranges, np.float64) / steps) ** 2 / 6.0
 
 
+def dropping_variance(
+    variance: npt.ArrayLike, energies: npt.ArrayLike, kept: int, dropped: int, coefficients: npt.ArrayLike = 1.0
+) -> Floats:
+    """The variance of droppable messages that are left out at random and scaled where they are not, float64 [messages].
+
+    A message of energy ‖x‖² that is kept with probability p = kept / (kept + dropped), rounded with variance v and scaled by
+    1 / p, arrives as the mean x with variance v / p + (1 / p − 1) · ‖x‖², by the law of total variance (rounding is unbiased
+    where the message is kept). With a coefficient, both terms are multiplied by its square.
+
+    The number of messages that a pair leaves out is fixed, so that two of its m = kept + dropped are not independent: what
+    arrives of x and y has the covariance −(1 / p − 1) / (m − 1) · x·y, which matters only where few of them are summed up.
+
+    Args:
+        variance: [messages], of rounding at the width that the message has where it is kept: `exact_variance`.
+        energies: [messages], Σ of the squared values of each row.
+        kept: droppable messages of the pair that an epoch keeps.
+        dropped: those it leaves out: as many as have width 0.
+        coefficients: [messages], sum of the coefficients with which the receiver aggregates the row; 1 for gradients.
+
+    Raises:
+        MisuseError: none is kept, or a count is negative.
+    """
+    if kept < 1 or dropped < 0:
+        raise MisuseError(f"variance: {kept} messages kept and {dropped} dropped; at least one must be kept")
+    inverse = (kept + dropped) / kept
+    rounding, energy = np.asarray(variance, np.float64), np.asarray(energies, np.float64)
+    arriving: Floats = np.asarray(coefficients, np.float64) ** 2 * (inverse * rounding + (inverse - 1.0) * energy)
+    return arriving
+
+
 def _check(rows: Rows, widths: Widths) -> None:
     if rows.ndim != 2 or rows.dtype != np.float32:
         raise MisuseError(f"variance: rows are {rows.dtype} {list(rows.shape)}; needed is float32 [rows, dim]")

@@ -12,7 +12,7 @@ import functools
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -33,6 +33,13 @@ ROTATED_DIM_LIMIT = 1 << 15
 """Rows of the rotated codec must be shorter."""
 
 _HEADER = struct.Struct("<IIIIIIQ")
+_WIDTHS_FIELD = 5
+"""The CRC-32 of the rows' widths, among the header's fields."""
+_WIDTHS_BYTES = slice(20, 24)
+"""And its bytes."""
+SCALED_VALUES = {"cpu": 1 << 17, "cuda": 1 << 24}
+"""Values that are decoded together where they are scaled: on a CPU as many for each thread as stay in its cache; a GPU is asked
+seldom."""
 
 
 class Rounding(StrEnum):
@@ -88,17 +95,20 @@ class Message:
     """One peer's part of a wire buffer."""
 
     rows: slice
-    """Its rows among those of the layout."""
+    """Its records among those of the layout."""
     segment: slice
     """Its bytes in the buffer."""
     histogram: wire_format.BitHistogram
     header: tuple[int, ...]
-    """(magic, flags, 0, rows, dim, CRC-32 of the widths, bytes): all but the stream's tag and epoch."""
+    """(magic, flags, 0, rows, dim, CRC-32 of the widths, bytes): all but the stream's tag and epoch; dropped rows count."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layout(Records):
-    """Where the records of some peers' messages lie in one wire buffer; made where widths are assigned, used every epoch."""
+    """Where the records of some peers' messages lie in one wire buffer; made where widths are assigned, used every epoch.
+
+    Its rows are those that have a record: dropped ones are in the headers and the histograms, and nowhere else.
+    """
 
     bytes: int
     """Length of all messages together."""
@@ -121,21 +131,18 @@ class Layout(Records):
     ) -> Layout:
         """Lay out messages one after the other. widths: uint8 ``[rows]`` on the CPU. counts: (peer, rows) in row order.
 
-        A peer without rows gets a message that is a header only. The tensors of the layout live on `device`. Raises
-        MisuseError for an unknown width, a wrong length, a peer named twice, and a dim that the format cannot express.
+        Rows of width `wire.DROPPED` get no record. A peer without rows gets a message that is a header only. The tensors of
+        the layout live on `device`. Raises MisuseError for an unknown width, a wrong length, a peer named twice, and a dim
+        that the format cannot express.
         """
         rounding = Rounding(rounding)
         _check_layout(widths, counts, dim, rounding)
-        rotated = rounding is Rounding.ROTATED
-        sizes = torch.zeros(256, dtype=torch.int64)
-        for bits in wire_format.WIDTHS:
-            sizes[bits] = wire_format.record_bytes(bits, dim, one_sided=one_sided, rotated=rotated)
-        record_bytes = sizes[widths.int()]
+        record_bytes = _record_sizes(dim, one_sided, rounding)[widths.int()]
         ends = torch.cumsum(record_bytes, 0)
         offsets = ends - record_bytes
         messages: dict[int, Message] = {}
         headers = bytearray()
-        row = start = 0
+        row = start = record = 0
         for number, (peer, count) in enumerate(counts, start=1):
             rows = slice(row, row + count)
             offsets[rows] += number * wire_format.HEADER_BYTES
@@ -144,13 +151,15 @@ class Layout(Records):
             bits, occurrences = torch.unique(of_peer, return_counts=True)
             histogram = tuple(zip(bits.tolist(), occurrences.tolist(), strict=True))
             flags = int(one_sided) | rounding.code << 1
-            header = (MAGIC, flags, 0, count, dim, zlib.crc32(of_peer.numpy().tobytes()), stop - start)
+            header = (MAGIC, flags, 0, count, dim, _checksum(of_peer), stop - start)
             headers += _HEADER.pack(*header)
-            messages[peer] = Message(rows, slice(start, stop), histogram, header)
-            row, start = rows.stop, stop
+            records = slice(record, record + count - dict(histogram).get(wire_format.DROPPED, 0))
+            messages[peer] = Message(records, slice(start, stop), histogram, header)
+            row, start, record = rows.stop, stop, records.stop
+        sent = widths != wire_format.DROPPED
         return cls(
-            widths=widths.to(device, copy=True),
-            offsets=offsets.to(device),
+            widths=widths[sent].to(device),
+            offsets=offsets[sent].to(device),
             dim=dim,
             one_sided=one_sided,
             rounding=rounding,
@@ -162,12 +171,39 @@ class Layout(Records):
             messages=messages,
         )
 
+    def reordered(self, widths: Mapping[int, Tensor]) -> Layout:
+        """The layout with the messages of some peers in other orders: who is dropped changes, how many are does not.
+
+        widths: by peer, uint8 on the CPU, one for each row of the message, dropped ones too, each as often as it was. What
+        other peers get is copied as it is. Raises MisuseError for widths that would make another message.
+        """
+        sizes = _record_sizes(self.dim, self.one_sided, self.rounding)
+        offsets, of_records, headers = self.offsets.clone(), self.widths.clone(), self.headers.clone()
+        messages = dict(self.messages)
+        for number, (peer, message) in enumerate(self.messages.items()):
+            if peer not in widths:
+                continue
+            of_peer = widths[peer]
+            counts = torch.bincount(of_peer, minlength=1)
+            if tuple((bits, count) for bits, count in enumerate(counts.tolist()) if count) != message.histogram:
+                raise MisuseError(f"layout: the message of peer {peer} has {message.histogram}, (bits, rows); keep to it")
+            records = of_peer[of_peer != wire_format.DROPPED]
+            record_bytes = sizes[records.int()]
+            first = message.segment.start + wire_format.HEADER_BYTES
+            offsets[message.rows] = (torch.cumsum(record_bytes, 0) - record_bytes + first).to(offsets.device)
+            of_records[message.rows] = records.to(of_records.device)
+            header = (*message.header[:_WIDTHS_FIELD], _checksum(of_peer), *message.header[_WIDTHS_FIELD + 1 :])
+            checksum = torch.frombuffer(bytearray(_HEADER.pack(*header)), dtype=torch.uint8)[_WIDTHS_BYTES]
+            headers[number, _WIDTHS_BYTES] = checksum.to(headers.device)
+            messages[peer] = replace(message, header=header)
+        return replace(self, widths=of_records, offsets=offsets, headers=headers, messages=messages)
+
     @property
     def peers(self) -> tuple[int, ...]:
         return tuple(self.messages)
 
     def rows(self, peer: int) -> slice:
-        """The peer's rows among those of the layout."""
+        """The peer's records among those of the layout."""
         return self.messages[peer].rows
 
     def segment(self, peer: int) -> slice:
@@ -228,11 +264,14 @@ def unpack(
     *,
     index: Tensor | None = None,
     accumulate: bool = False,
+    factors: Tensor | None = None,
 ) -> None:
     """Check the message of one peer, then decode its rows into ``out[:rows]`` or ``out[index]``.
 
     wire: uint8, the buffer of the whole layout. nodes: int64 ``[rows of the peer]``, global ids. out: float32 ``[N, dim]``.
-    index: int32 or int64 ``[rows of the peer]``, trusted, *without repeats*. accumulate: add to what is there.
+    index: int32 or int64 ``[rows of the peer]``, trusted, *without repeats*. accumulate: add to what is there. factors:
+    float32 ``[rows of the peer]``, what each row is multiplied by before it is added; only with `accumulate` and an index. Rows
+    without a record do not count.
 
     Raises WireError where the message is shorter than agreed or its header differs in any field from what the layout and
     the stream say; nothing is decoded then.
@@ -251,8 +290,15 @@ def unpack(
     _check_wire("unpack", wire, out)
     _check_stream("unpack", stream)
     kernels._vector("unpack", "nodes", nodes, torch.int64, count, out.device)
+    if factors is not None:
+        kernels._vector("unpack", "factors", factors, torch.float32, count, out.device)
     _check_header(wire[message.segment], message.header, stream)
-    offender = _unpack(wire, layout, message.rows, stream, nodes, out, index, accumulate)
+    if factors is None:
+        offender = _unpack(wire, layout, message.rows, stream, nodes, out, index, accumulate)
+    elif accumulate and index is not None:
+        offender = _add_scaled(wire, layout, message.rows, stream, nodes, out, index, factors)
+    else:
+        raise MisuseError("unpack: factors scale what is added by an index; scale rows that are written where they are")
     if offender >= 0:
         raise WireError(f"the record of row {offender} is not within the {wire.numel()} bytes of the buffer")
 
@@ -314,6 +360,31 @@ def _unpack(
     return offender
 
 
+def _add_scaled(
+    wire: Tensor,
+    records: Records,
+    part: slice,
+    stream: kernels.Stream,
+    nodes: Tensor,
+    out: Tensor,
+    index: Tensor,
+    factors: Tensor,
+) -> int:
+    """`_unpack` that adds each row times its factor: some rows at a time go through scratch memory that stays in the cache."""
+    count = part.stop - part.start
+    values = SCALED_VALUES["cpu"] * torch.get_num_threads() if out.device.type == "cpu" else SCALED_VALUES["cuda"]
+    step = max(1, values // records.dim)
+    scratch = out.new_empty((min(step, count), records.dim))
+    for first in range(0, count, step):
+        last = min(first + step, count)
+        here, decoded = slice(part.start + first, part.start + last), scratch[: last - first]
+        offender = _unpack(wire, records, here, stream, nodes[first:last], decoded, None, False)
+        if offender >= 0:
+            return first + offender
+        kernels.scatter_add_rows(decoded.mul_(factors[first:last, None]), index[first:last], out)
+    return -1
+
+
 def _implementation(tensor: Tensor) -> str | None:
     """Who serves this tensor: "cpu" or "cuda" of the native module, or ``None`` for plain torch.
 
@@ -341,6 +412,19 @@ def _is_index64(index: Tensor | None) -> bool:
     return index is not None and index.dtype == torch.int64
 
 
+def _record_sizes(dim: int, one_sided: bool, rounding: Rounding) -> Tensor:
+    """Bytes of a record by width, int64 ``[256]``; 0 for widths that have none."""
+    sizes = torch.zeros(256, dtype=torch.int64)
+    for bits in wire_format.WIDTHS:
+        sizes[bits] = wire_format.record_bytes(bits, dim, one_sided=one_sided, rotated=rounding is Rounding.ROTATED)
+    return sizes
+
+
+def _checksum(widths: Tensor) -> int:
+    """What the header says of a message's widths."""
+    return zlib.crc32(widths.numpy().tobytes())
+
+
 def _check_layout(widths: Tensor, counts: Sequence[tuple[int, int]], dim: int, rounding: Rounding) -> None:
     if widths.dtype != torch.uint8 or widths.dim() != 1 or widths.device.type != "cpu":
         raise MisuseError(
@@ -356,7 +440,7 @@ def _check_layout(widths: Tensor, counts: Sequence[tuple[int, int]], dim: int, r
     if len({peer for peer, _ in counts}) != len(counts):
         raise MisuseError(f"layout: a peer is named twice among {[peer for peer, _ in counts]}")
     known = torch.zeros(256, dtype=torch.bool)
-    known[list(wire_format.WIDTHS)] = True
+    known[[wire_format.DROPPED, *wire_format.WIDTHS]] = True
     unknown = torch.nonzero(~known[widths.int()])
     if unknown.numel():
         row = int(unknown[0])

@@ -113,6 +113,7 @@ def test_dry_run_knows_the_bytes_of_quantised_messages(tmp_path: Path) -> None:
         (["--method", "adaqp", "--bits", "7"], "7"),
         (["--method", "adaqp", "--bits", "adaptiv"], "adaptive"),
         (["--method", "adaq"], "adaqp"),
+        (["--method", "adaqp", "--bits", "0", "--set", "method.dropping=true"], "with every message dropped none is left"),
         (["--bits", "4"], "method full sends rows as they are"),
         (["--method", "adaqp", "--set", "dtype=float64"], "adaqp sends float32 rows"),
         (["--method", "adaqp", "--set", "method.adaptive.choices=[2,7]"], "width 7 is unknown"),
@@ -131,3 +132,66 @@ def test_a_width_array_of_the_wrong_length_names_the_array(tmp_path: Path) -> No
     np.savez(tmp_path / "widths.npz", layer0_forward_rank0=np.full(3, 4, np.uint8))
     refused = halocast(*COMMON, "--method", "adaqp", "--bits", "widths.npz", "--out", "run", cwd=tmp_path, check=2)
     assert "layer0_forward_rank0" in refused.stderr.strip().splitlines()[-1]
+
+
+def write_widths_with_zeros(folder: Path, ranks: int) -> dict[str, int]:
+    """A width file for the run in `folder`/probe, a third of each pair's messages at 0; {exchange: dropped messages}."""
+    messages = read_trace(folder / "probe" / "trace").messages
+    sent = messages[(messages["phase"] == "train") & (messages["epoch"] == 0) & messages["bytes_out"].gt(0)]
+    arrays, dropped = {}, {}
+    for (rank, layer, direction), rows in sent.sort_values("peer").groupby(["rank", "layer", "direction"]):
+        counts = [sum(count for _, count in histogram) for histogram in rows["bits_out"]]
+        # of each pair's messages, every third, but never all
+        widths = [np.where(np.arange(count) % 3 == 1, 0, np.where(np.arange(count) % 2, 8, 2)) for count in counts]
+        arrays[f"layer{layer}_{direction}_rank{rank}"] = np.concatenate(widths).astype(np.uint8)
+        name = f"{layer} {direction}"
+        dropped[name] = dropped.get(name, 0) + sum(int((each == 0).sum()) for each in widths)
+    assert len(arrays) == ranks * len(dropped)
+    np.savez(folder / "widths.npz", **arrays)  # type: ignore[arg-type]
+    return dropped
+
+
+def dropping_run(folder: Path, ranks: int) -> tuple[list[str], dict[str, int]]:
+    """Arguments of a run that drops messages, and how many it drops; by exchange."""
+    every = ["--method", "adaqp", "--set", "training.checkpoint_every=4", "--json"]
+    common = ["train", GRAPH, *SMALL, *NO_SAVINGS, "--ranks", str(ranks), *every]
+    halocast(*common, "--bits", "2", "--epochs", "1", "--out", "probe", cwd=folder)
+    dropped = write_widths_with_zeros(folder, ranks)
+    exchanges = {f"{layer} {direction}" for layer in range(3) for direction in ("forward", "backward")}
+    assert set(dropped) == exchanges - {"0 backward"}
+    return [*common, "--bits", "widths.npz", "--set", "method.dropping=true"], dropped
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_run_that_drops_messages_learns_and_sends_the_same_bytes_in_every_epoch(ranks: int, tmp_path: Path) -> None:
+    arguments, dropped = dropping_run(tmp_path, ranks)
+    result = json.loads(halocast(*arguments, "--epochs", "12", "--out", "run", cwd=tmp_path).stdout)
+    losses = pd.read_csv(tmp_path / "run" / "metrics.csv")["loss"].tolist()
+    assert losses[-1] < 0.7 * losses[0]
+    assert set(result["bits"]) == {"0", "2", "8"}
+    trace = read_trace(tmp_path / "run" / "trace").messages
+    training = trace[trace["phase"] == "train"]
+    assert training["epoch"].nunique() == 12
+    for _, epoch in training.groupby("epoch"):
+        assert epoch["bytes_out"].sum() == result["exchange_bytes_per_epoch"]
+        for name, count in dropped.items():
+            layer, direction = name.split()
+            rows = epoch[(epoch["layer"] == int(layer)) & (epoch["direction"] == direction)]
+            assert sum(dict(histogram).get(0, 0) for histogram in rows["bits_out"]) == count
+
+
+def test_a_run_that_drops_messages_resumes_bit_for_bit(tmp_path: Path) -> None:
+    arguments, _ = dropping_run(tmp_path, 2)
+    halocast(*arguments, "--epochs", "12", "--out", "whole", cwd=tmp_path)
+    halocast(*arguments, "--epochs", "8", "--out", "broken", cwd=tmp_path)
+    resumed = halocast("train", "--out", "broken", "--resume", "--epochs", "12", "--json", cwd=tmp_path)
+    assert "resumed after epoch 8" in resumed.stderr
+    losses = [pd.read_csv(tmp_path / name / "metrics.csv")["loss"].tolist() for name in ("whole", "broken")]
+    assert losses[0] == losses[1]
+
+
+def test_dry_run_knows_that_dropped_messages_have_no_bytes(tmp_path: Path) -> None:
+    arguments, _ = dropping_run(tmp_path, 2)
+    foretold = json.loads(halocast(*arguments, "--dry-run", cwd=tmp_path).stdout)
+    result = json.loads(halocast(*arguments, "--epochs", "1", "--out", "run", cwd=tmp_path).stdout)
+    assert sum(rank["exchange_per_epoch"] for rank in foretold["ranks"]) == result["exchange_bytes_per_epoch"]

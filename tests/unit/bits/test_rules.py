@@ -49,7 +49,8 @@ def test_what_users_write(value: int | str, rule: Rule) -> None:
     ("value", "expected"),
     [
         (7, "7 is not a width; did you mean 8?"),
-        (0, "did you mean 1?"),
+        (0, "bits = 0: with every message dropped none is left to be scaled in their place"),
+        ("uniform:0", "an .npz file with method.dropping = true"),
         (20, "did you mean 16?"),
         ("64", "did you mean 32?"),
         ("-4", "-4 is not a width"),
@@ -165,6 +166,18 @@ def test_width_files_that_do_not_fit(tmp_path: Path, name: str, array: np.ndarra
     assert expected in str(caught.value)
     assert str(tmp_path / "widths.npz") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_width_0_in_a_file_needs_the_switch(tmp_path: Path) -> None:
+    path = tmp_path / "widths.npz"
+    np.savez(path, **{**arrays(), "layer1_forward_rank0": np.array([2, 0, 32], np.uint8)})
+    assert read_width_file(path, MESSAGES, dropping=True)[1, FORWARD, 0].tolist() == [2, 0, 32]
+    with pytest.raises(MisuseError, match=r"'layer1_forward_rank0' gives message 1 0 bits; set method.dropping = true"):
+        read_width_file(path, MESSAGES)
+    np.savez(path, **{**arrays(), "layer1_forward_rank0": np.array([2, 0, 7], np.uint8)})
+    with pytest.raises(MisuseError, match="gives message 2 7 bits; allowed: 1, 2"):
+        read_width_file(path, MESSAGES, dropping=True)
+    assert parse_rule("widths.npz", dropping=True) == FileRule(Path("widths.npz"), dropping=True)
 
 
 def test_width_files_that_are_none(tmp_path: Path) -> None:

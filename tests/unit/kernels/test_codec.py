@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from halocast.runtime import kernels
 from halocast.runtime.exchange import codec
 from halocast.runtime.exchange.codec import Layout, Rounding
 from halocast.traces import wire as wire_format
-from halocast.traces.wire import CODED_WIDTHS, WIDTHS
+from halocast.traces.wire import CODED_WIDTHS, DROPPED, WIDTHS, message_bytes
 
 HEADER = wire_format.HEADER_BYTES
 DIMS = [*range(1, 71), 100, 602]
@@ -508,11 +509,87 @@ def test_what_an_unknown_sender_set_is_spelt_out() -> None:
         codec.unpack(wire, layout, 1, STREAM, nodes[:5], torch.zeros(5, 20))
 
 
+# -- dropped rows ---------------------------------------------------------------------------------------------------
+
+
+def with_dropped(count: int, seed: int) -> Tensor:
+    """Widths of which about a third are 0."""
+    dropped = torch.rand(count, generator=torch.Generator().manual_seed(seed)) < 0.3
+    return torch.where(dropped, DROPPED, mixed_widths(count, seed)).to(torch.uint8)
+
+
+@pytest.mark.parametrize("rounding", list(Rounding))
+def test_a_dropped_row_is_not_on_the_wire_and_the_header_knows(rounding: Rounding) -> None:
+    """Each message is what packing the other rows alone makes, but for the header's rows and checksum."""
+    widths, counts, dim = with_dropped(40, 1), [(3, 17), (0, 0), (1, 23)], 21
+    layout = Layout.of(widths, counts, dim, one_sided=False, rounding=rounding)
+    sent = torch.nonzero(widths)[:, 0]
+    rows, nodes = rows_of(40, dim, rotated=rounding is Rounding.ROTATED), nodes_of(40)
+    wire = pack(rows, layout, nodes[sent], index=sent)
+    assert layout.widths.tolist() == widths[sent].tolist()
+    first = 0
+    for peer, count in counts:
+        here = torch.arange(first, first + count)
+        kept = here[widths[here] != 0]
+        first += count
+        alone = one_message(widths[kept], dim, rounding=rounding)
+        expected = pack(rows[kept], alone, nodes[kept])
+        message = wire[layout.segment(peer)]
+        assert message[HEADER:].tolist() == expected[HEADER:].tolist()
+        fields = struct.unpack("<IIIIIIQ", message[:HEADER].numpy().tobytes())
+        assert fields[3] == count
+        assert fields[5] == zlib.crc32(bytes(widths[here].tolist()))
+        assert fields[6] == message_bytes(layout.histogram(peer), dim, one_sided=False, rotated=rounding is Rounding.ROTATED)
+        assert sum(number for _, number in layout.histogram(peer)) == count
+    assert_same_bits(unpack_all(wire, layout, nodes[sent]), coded_alike(rows[sent], widths[sent], nodes[sent], rounding))
+
+
+def coded_alike(rows: Tensor, widths: Tensor, nodes: Tensor, rounding: Rounding) -> Tensor:
+    layout = one_message(widths, rows.shape[1], rounding=rounding)
+    return unpack_all(pack(rows, layout, nodes), layout, nodes)
+
+
+def test_reordering_a_message_is_laying_all_out_anew() -> None:
+    widths, counts, dim = with_dropped(60, 2), [(5, 20), (1, 15), (2, 0), (7, 25)], 19
+    layout = Layout.of(widths, counts, dim, one_sided=True)
+    turned = torch.cat([widths[:20].flip(0), widths[20:35], widths[35:].roll(3)])
+    found = layout.reordered({5: turned[:20], 7: turned[35:]})
+    expected = Layout.of(turned, counts, dim, one_sided=True)
+    assert found.messages == expected.messages
+    for name in ("widths", "offsets", "headers", "header_offsets"):
+        assert getattr(found, name).tolist() == getattr(expected, name).tolist()
+    assert found.bytes == expected.bytes == layout.bytes
+    assert layout.headers.tolist() == Layout.of(widths, counts, dim, one_sided=True).headers.tolist()
+    nodes = nodes_of(len(found))
+    wire = pack(rows_of(len(found), dim, one_sided=True), found, nodes)
+    here = layout.rows(5)
+    with pytest.raises(codec.WireError, match="the widths of the rows differ"):
+        codec.unpack(wire, layout, 5, STREAM, nodes[here], torch.zeros(20, dim))
+    with pytest.raises(MisuseError, match="keep to it"):
+        layout.reordered({5: turned[:20].roll(1)[:19]})
+
+
+@pytest.mark.parametrize("values_at_once", [1, 100, 1 << 17])
+@pytest.mark.parametrize("kind", [torch.int32, torch.int64])
+def test_factors_scale_what_is_added(values_at_once: int, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(codec.SCALED_VALUES, "cpu", values_at_once)
+    wire, layout, nodes = agreed_message()
+    here = layout.rows(6)
+    index = torch.tensor([8, 0, 3, 9, 1, 7, 4], dtype=kind)
+    factors = torch.tensor([1.0, 2.5, 1.0, 4 / 3, 1.0, 0.1, 7.0])
+    plain = torch.zeros(7, 20)
+    codec.unpack(wire, layout, 6, STREAM, nodes[here], plain)
+    out = rows_of(10, 20)
+    expected = out.clone()
+    expected[index.long()] += plain * factors[:, None]
+    codec.unpack(wire, layout, 6, STREAM, nodes[here], out, index=index, accumulate=True, factors=factors)
+    assert_same_bits(out, expected)
+
+
 @pytest.mark.parametrize(
     ("widths", "counts", "dim", "words"),
     [
         ([4, 7], [(0, 2)], 3, "layout: row 1 has width 7"),
-        ([4, 0], [(0, 2)], 3, "layout: row 1 has width 0"),
         ([4, 4], [(0, 3)], 3, "layout: widths has 2 entries, the peers have 3 rows"),
         ([4, 4], [(0, 3), (1, -1)], 3, "layout: widths has 2 entries"),
         ([4, 4], [(0, 1), (0, 1)], 3, "layout: a peer is named twice"),
@@ -549,6 +626,15 @@ def test_misuse_gets_one_clear_line() -> None:
         (lambda: codec.unpack(wire, layout, 6, STREAM, nodes[:6], out), r"nodes must be int64 \[7\]"),
         (lambda: codec.unpack(wire, layout, 6, STREAM, nodes[:7], out, index=index[:6]), r"index must be int64 \[7\]"),
         (lambda: codec.unpack(wire, layout, 6, dropout, nodes[:7], out), "the stream's purpose is 0; rounding takes 1"),
+        (
+            lambda: codec.unpack(wire, layout, 6, STREAM, nodes[5:], out, factors=torch.ones(7)),
+            "factors scale what is added by an index",
+        ),
+        (
+            lambda: codec.unpack(wire, layout, 6, STREAM, nodes[:7], out, index=index[:7], factors=torch.ones(6)),
+            r"factors must be float32 \[7\]",
+        ),
+        (lambda: layout.reordered({6: layout.widths[:7].flip(0) + 1}), "the message of peer 6 has "),
         (lambda: Layout.of(torch.ones(2), [(0, 2)], 3, one_sided=False), r"widths must be uint8 \[rows\] on cpu, not float32"),
         (
             lambda: Layout.of(widths_of(2, 1), [(0, 1)], 1 << 15, one_sided=False, rounding=Rounding.ROTATED),
