@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -42,6 +42,8 @@ class PartitionConfig(Section):
     objective: Literal["cut", "volume"] = "cut"
     balance: Literal["nodes", "edges", "train"] = "nodes"
     seed: int = Field(default=0, ge=0)
+    shares: tuple[Annotated[float, Field(gt=0.0, allow_inf_nan=False)], ...] = ()
+    """By rank, how much of `balance` its part gets beside the others; only ratios count. Empty: all as much."""
 
 
 class ExactConfig(Section):
