@@ -46,7 +46,7 @@ class Scenario:
     assumed: tuple[str, ...] = ()
     """What the scenario itself takes for granted (statistics fitted instead of counted, moved costs), marked in the answer."""
     speeds: tuple[float, ...] = ()
-    """By rank: how fast its device is beside the calibrated one; at 0.5 each operation takes twice as long. Empty: 1 for all."""
+    """By rank: how fast its device is beside the calibrated one; at 0.5 an operation takes twice as long. Empty: 1 for all."""
     links: tuple[float, ...] = ()
     """By rank: bytes per second of its own port; 0: not shaped. Empty: `link`, or the topology's."""
 

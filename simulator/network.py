@@ -102,7 +102,7 @@ BURST_SECONDS, LEAST_BURST, QUEUE_SECONDS = 1e-3, 65_536.0, 0.05
 
 
 def testbed(ranks: int, link: float | Sequence[float], unshaped_rate: float) -> Topology:
-    """Ranks of one machine: behind shaped links of `link` bytes per second, all ports' or each one's, or (0) on its loopback."""
+    """Ranks of one machine: behind shaped links of `link` bytes per second (of all, or of each), or (0) on its loopback."""
     rate = np.asarray(link, dtype=np.float64)
     is_shaped = rate > 0.0
     if not is_shaped.any():
@@ -112,7 +112,7 @@ def testbed(ranks: int, link: float | Sequence[float], unshaped_rate: float) -> 
 
 
 def with_ports(topology: Topology, rates: Sequence[float]) -> Topology:
-    """The same with ranks' own ports of other `rates` [ranks], in bytes per second; a host's port and trunks stay as they are."""
+    """The same with ranks' own ports of other `rates` [ranks], in bytes per second; hosts' ports and trunks stay."""
     capacity, each = topology.capacity.copy(), np.asarray(rates, dtype=np.float64)
     capacity[topology.inside[:, 0]] = capacity[topology.inside[:, 1]] = each
     return replace(topology, capacity=capacity)

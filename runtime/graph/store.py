@@ -95,7 +95,9 @@ def _file_key(method: str) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if method_name(method) == "file" and path.is_file() else ""
 
 
-def _cut(graph: Graph, parts: int, description: dict[str, object], shares: Sequence[float], target: Path, report: Report) -> ShardSet:
+def _cut(
+    graph: Graph, parts: int, description: dict[str, object], shares: Sequence[float], target: Path, report: Report
+) -> ShardSet:
     report(f"partitioning {graph.nodes:,} nodes and {graph.edges:,} edges into {parts}")
     seed = int(str(description["seed"]))
     assignment = partition_graph(
