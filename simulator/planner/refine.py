@@ -1,9 +1,9 @@
-"""Moves nodes between parts so that the forecast falls: what the busiest port carries and the busiest rank computes, not the cut.
+"""Moves nodes between parts so that the forecast falls: what the busiest port carries and the busiest rank computes.
 
-An epoch is as long as its busiest rank computes, and every exchange as long as its busiest port sends or receives. Both are sums
-of counts (nodes, entries, rows from part to part), and a move changes them by what its node's neighbours say: part q needs node u
-of another part while u has a neighbour in q, so that one table of neighbours by part [nodes, parts] tells every change, as the
-gain buckets of C. Fiduccia and R. Mattheyses (19th Design Automation Conference, 1982) do for the cut. Maxima are flat almost
+An epoch is as long as its busiest rank computes, and every exchange as long as its busiest port sends or receives. Both are
+sums of counts (nodes, entries, rows from part to part), and a move changes them by what its node's neighbours say: part q needs
+node u of another part while u has a neighbour in q, so that one table of neighbours by part [nodes, parts] tells every change,
+as the gains of C. Fiduccia and R. Mattheyses (19th Design Automation Conference, 1982) do for the cut. Maxima are flat almost
 everywhere; moves are chosen by the gradient of a p-norm in their place, many at once, counted exactly, and taken back where the
 norm did not fall after all. The power grows from stage to stage, towards the maximum.
 """
@@ -51,7 +51,7 @@ class Weights:
     boundary: Floats
     """Compute, for each row to one peer."""
     row: Floats
-    """Through the part's port, for each row that it sends or receives in an exchange of all rows; all such exchanges together."""
+    """Through the part's port, for each row that an exchange of all rows sends or receives; all such exchanges together."""
     labelled_row: Floats
     """The same in exchanges of rows beside training nodes only."""
     fixed: Floats
@@ -192,8 +192,8 @@ def refine_by_forecast(
     """Refine by what a forecast says of the partition, forecast again, and go on from there while the forecast falls.
 
     `forecast_of` gives an epoch's seconds and what the parts' shares cost in it (`halocast.simulator.planner.weights`). The
-    weights hold near the partition they come from: where the forecast rises, a quarter of the moves is tried. `tries` partitions
-    are forecast, beside the first. The other arguments are those of `refine`.
+    weights hold near the partition they come from: where the forecast rises, a quarter of the moves is tried. `tries`
+    partitions are forecast, beside the first. The other arguments are those of `refine`.
     """
     first, weights = forecast_of(assignment)
     best, lowest, most_moves = assignment.copy(), first, None

@@ -111,8 +111,10 @@ def bytes_a_row(scenario: Scenario, simulation: Simulation) -> tuple[float, floa
 
 
 def port_rates(topology: Topology) -> Floats:
-    """[ranks] bytes per second that a rank's messages to other hosts have when all ranks send; within the host if it is the only
-    one. What several ranks' messages cross is shared out evenly."""
+    """[ranks] bytes per second that a rank's messages to other hosts have when all ranks send; of one host, those inside.
+
+    What several ranks' messages cross is shared out evenly.
+    """
     if (topology.host == topology.host[0]).all():
         ways = (topology.inside[:, :1], topology.inside[:, 1:])
     else:
