@@ -149,6 +149,12 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     trace: TraceConfig = TraceConfig()
 
+    @model_validator(mode="after")
+    def _shares_are_of_ranks(self) -> Self:
+        if self.partition.shares and len(self.partition.shares) != self.ranks:
+            raise ValueError(f"{len(self.partition.shares)} partition shares for {self.ranks} ranks: give one a rank")
+        return self
+
     @property
     def reassign_every(self) -> int:
         """Epochs in one period of the widths."""
@@ -209,7 +215,7 @@ def _explain(error: ValidationError) -> str:
         allowed = str(first["ctx"]["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
         return f"{path} = {first['input']!r} is not allowed{nearest(str(first['input']), allowed)}"
     if first["type"] == "value_error":
-        return f"{path}: {first['ctx']['error']!s}"
+        return ": ".join(filter(None, (path, str(first["ctx"]["error"]))))  # no path: it is about several sections
     return f"{path} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
