@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -42,6 +42,8 @@ class PartitionConfig(Section):
     objective: Literal["cut", "volume"] = "cut"
     balance: Literal["nodes", "edges", "train"] = "nodes"
     seed: int = Field(default=0, ge=0)
+    shares: tuple[Annotated[float, Field(gt=0.0, allow_inf_nan=False)], ...] = ()
+    """By rank, how much of `balance` its part gets beside the others; only ratios count. Empty: all as much."""
 
 
 class ExactConfig(Section):
@@ -159,6 +161,12 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     trace: TraceConfig = TraceConfig()
 
+    @model_validator(mode="after")
+    def _shares_are_of_ranks(self) -> Self:
+        if self.partition.shares and len(self.partition.shares) != self.ranks:
+            raise ValueError(f"{len(self.partition.shares)} partition shares for {self.ranks} ranks: give one a rank")
+        return self
+
     @property
     def reassign_every(self) -> int:
         """Epochs in one period of the widths."""
@@ -219,7 +227,7 @@ def _explain(error: ValidationError) -> str:
         allowed = str(first["ctx"]["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
         return f"{path} = {first['input']!r} is not allowed{nearest(str(first['input']), allowed)}"
     if first["type"] == "value_error":
-        return f"{path}: {first['ctx']['error']!s}"
+        return ": ".join(filter(None, (path, str(first["ctx"]["error"]))))  # no path: it is about several sections
     return f"{path} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 

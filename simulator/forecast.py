@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -17,7 +17,7 @@ from halocast.simulator.engine import Component, Machine, RankWork, Simulation, 
 from halocast.simulator.intervals import Interval, interval
 from halocast.simulator.lockstep import run
 from halocast.simulator.memory import peak_bytes
-from halocast.simulator.network import Topology, testbed
+from halocast.simulator.network import Topology, testbed, with_ports
 from halocast.simulator.observations import link_name
 from halocast.simulator.transfer import MOVED_SPREAD
 from halocast.traces.operations import AllReduce, Direction, Exchange, Operation
@@ -36,7 +36,7 @@ class Scenario:
     bits: tuple[BitAssignment | None, ...]
     """By rank; None where the method sends rows as they are."""
     link: float
-    """Bytes per second of each rank's port; 0: not shaped. Without effect where `topology` is given."""
+    """Bytes per second of each rank's port; 0: not shaped. Without effect where `topology` or `links` are given."""
     topology: Topology | None = None
     """None: the testbed, a port a rank on one switch."""
     ranks_per_host: int | None = None
@@ -45,6 +45,19 @@ class Scenario:
     """Standard deviation of the epoch time's logarithm that fitted statistics bring in."""
     assumed: tuple[str, ...] = ()
     """What the scenario itself takes for granted (statistics fitted instead of counted, moved costs), marked in the answer."""
+    speeds: tuple[float, ...] = ()
+    """By rank: how fast its device is beside the calibrated one; at 0.5 an operation takes twice as long. Empty: 1 for all."""
+    links: tuple[float, ...] = ()
+    """By rank: bytes per second of its own port; 0: not shaped. Empty: `link`, or the topology's."""
+
+    def __post_init__(self) -> None:
+        for name, values in (("speeds", self.speeds), ("links", self.links)):
+            if values and len(values) != self.ranks:
+                raise MisuseError(f"{len(values)} {name} for {self.ranks} ranks: give one a rank")
+        if not all(0.0 < speed < math.inf for speed in self.speeds):
+            raise MisuseError(f"speeds {', '.join(f'{each:g}' for each in self.speeds)}: each must be a number above 0")
+        if self.topology is not None and 0.0 in self.links:
+            raise MisuseError("an unshaped link is the calibrated machine's own loopback: on a cluster give every rank a rate")
 
     @property
     def ranks(self) -> int:
@@ -142,13 +155,18 @@ def price_programs(costs: Costs, scenario: Scenario, reasons: list[str]) -> list
             reasons.extend(found.extrapolated.split("; "))
         return found.seconds
 
-    return [lower(method.epoch(view), price) for view in scenario.views()]
+    works = [lower(method.epoch(view), price) for view in scenario.views()]
+    if not scenario.speeds:
+        return works
+    return [replace(work, seconds=work.seconds / speed) for work, speed in zip(works, scenario.speeds, strict=True)]
 
 
 def machine_of(costs: Costs, scenario: Scenario) -> Machine:
     """Cores and network of the scenario."""
     ranks, per_host = scenario.ranks, scenario.ranks_per_host
-    topology = scenario.topology or testbed(ranks, scenario.link, costs.network.unshaped_rate)
+    topology = scenario.topology or testbed(ranks, scenario.links or scenario.link, costs.network.unshaped_rate)
+    if scenario.topology is not None and scenario.links:
+        topology = with_ports(topology, scenario.links)
     host: HostCosts = costs.host
     if per_host == 0:
         return Machine(topology, host.model_copy(update={"idleness": 0.0}), costs.network, hosts=None)
@@ -168,9 +186,12 @@ def beyond_range(costs: Costs, scenario: Scenario) -> list[str]:
         reasons.append(f"method {scenario.method} was not calibrated")
     if scenario.workload.threads not in known.threads:
         reasons.append(f"{scenario.workload.threads} threads a rank: calibrated with {', '.join(map(str, known.threads))}")
-    if scenario.topology is None and not _is_within(scenario.link, known.links):
+    asked = [] if scenario.topology is not None else sorted(set(scenario.links or (scenario.link,)))
+    if outside := [link_name(link) for link in asked if not _is_within(link, known.links)]:
         rates = ", ".join(link_name(link) for link in known.links)
-        reasons.append(f"links of {link_name(scenario.link)}: calibrated with {rates}")
+        reasons.append(f"links of {', '.join(outside)}: calibrated with {rates}")
+    if others := sorted({speed for speed in scenario.speeds if speed != 1.0}):
+        reasons.append(f"ranks at {', '.join(f'{each:g}' for each in others)} times the calibrated speed")
     widths = {
         bits
         for assignment in scenario.bits

@@ -8,7 +8,7 @@ flows across it; the others grow on. Bertsekas and Gallager, Data Networks, sect
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -69,14 +69,19 @@ class Topology:
         return np.where(self.host[source] == self.host[target], self.latency_inside, self.latency)
 
 
-def star(ranks: int, rate: float, *, latency: float = 0.0, burst: float = 0.0, queue_seconds: float = 0.0) -> Topology:
-    """Every rank behind a port of `rate` bytes per second either way, on a switch that is never the limit."""
+def star(
+    ranks: int, rate: float | Floats, *, latency: float = 0.0, burst: float | Floats = 0.0, queue_seconds: float = 0.0
+) -> Topology:
+    """Every rank behind a port of `rate` bytes per second either way, on a switch that is never the limit.
+
+    `rate` and `burst` (bytes) are of all ports, or [ranks] of each.
+    """
     nobody = 2 * ranks
     ports = np.arange(ranks)
     none = np.full(ranks, nobody)
     return Topology(
-        capacity=np.array([rate] * (2 * ranks) + [np.inf]),
-        burst=np.array([burst] * (2 * ranks) + [0.0]),
+        capacity=_of_ports(ranks, rate, np.inf),
+        burst=_of_ports(ranks, burst, 0.0),
         outward=np.stack([ports, none, none], axis=1),
         inward=np.stack([none, none, ranks + ports], axis=1),
         inside=np.stack([ports, ranks + ports], axis=1),
@@ -86,15 +91,31 @@ def star(ranks: int, rate: float, *, latency: float = 0.0, burst: float = 0.0, q
     )
 
 
+def _of_ports(ranks: int, value: float | Floats, nobody: float) -> Floats:
+    """[resources] of a star: the same for both ways of a port."""
+    each = np.broadcast_to(value, ranks)
+    return np.concatenate([each, each, [nobody]])
+
+
 BURST_SECONDS, LEAST_BURST, QUEUE_SECONDS = 1e-3, 65_536.0, 0.05
 """The testbed's token buckets: what they hold, and how long a packet may queue before one."""
 
 
-def testbed(ranks: int, link: float, unshaped_rate: float) -> Topology:
-    """Ranks of one machine: behind shaped links of `link` bytes per second, or (0) on its loopback."""
-    if link == 0.0:
+def testbed(ranks: int, link: float | Sequence[float], unshaped_rate: float) -> Topology:
+    """Ranks of one machine: behind shaped links of `link` bytes per second (of all, or of each), or (0) on its loopback."""
+    rate = np.asarray(link, dtype=np.float64)
+    is_shaped = rate > 0.0
+    if not is_shaped.any():
         return star(ranks, unshaped_rate)
-    return star(ranks, link, burst=max(LEAST_BURST, link * BURST_SECONDS), queue_seconds=QUEUE_SECONDS)
+    burst = np.where(is_shaped, np.maximum(LEAST_BURST, rate * BURST_SECONDS), 0.0)
+    return star(ranks, np.where(is_shaped, rate, unshaped_rate), burst=burst, queue_seconds=QUEUE_SECONDS)
+
+
+def with_ports(topology: Topology, rates: Sequence[float]) -> Topology:
+    """The same with ranks' own ports of other `rates` [ranks], in bytes per second; hosts' ports and trunks stay."""
+    capacity, each = topology.capacity.copy(), np.asarray(rates, dtype=np.float64)
+    capacity[topology.inside[:, 0]] = capacity[topology.inside[:, 1]] = each
+    return replace(topology, capacity=capacity)
 
 
 def cluster(

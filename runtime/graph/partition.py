@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -32,6 +32,7 @@ METIS_NODES_PER_PART = 8  # below this METIS leaves parts empty
 
 Assignment = npt.NDArray[np.int32]
 Weights = npt.NDArray[np.int64]
+Portions = npt.NDArray[np.float64]
 Order = npt.NDArray[np.int64]
 
 
@@ -44,6 +45,7 @@ def partition_graph(
     balance: str = "nodes",
     seed: int = 0,
     imbalance: float | None = None,
+    shares: Sequence[float] | None = None,
 ) -> Assignment:
     """Assign every node to one of `parts` parts, none of them empty; the same arguments give the same answer.
 
@@ -55,6 +57,7 @@ def partition_graph(
         balance: what every part gets its share of: "nodes", "edges" (stored rows' entries, 1 + degree), or "train".
         seed: of METIS and of "random".
         imbalance: the largest part over the average that METIS may make, such as 1.05; by default METIS' own.
+        shares: by part, how much of `balance` it gets beside the others (only their ratios count); None: all as much.
 
     Returns:
         int32 [N] in 0..parts-1.
@@ -70,6 +73,7 @@ def partition_graph(
         raise MisuseError(f"partition balance '{balance}' is unknown{nearest(balance, get_args(Balance))}")
     if imbalance is not None and not 1.001 <= imbalance <= 100:
         raise MisuseError(f"partition imbalance {imbalance} is out of range; allowed: 1.001 to 100")
+    portions = None if shares is None else _portions(shares, parts, method)
     if method not in METHODS:
         return _from_file(method, graph, parts)
     weights = balance_weights(graph, balance)
@@ -79,15 +83,27 @@ def partition_graph(
             weights = 1 + weights * (graph.nodes // np.count_nonzero(weights))
         structure = pymetis.CSRAdjacency(graph.indptr, _metis_ids(graph.indices))
         candidates = [
-            fill_empty_parts(_metis(structure, parts, goal, weights, seed, imbalance), parts, graph.degrees)
+            fill_empty_parts(_metis(structure, parts, goal, weights, seed, imbalance, portions), parts, graph.degrees)
             for goal in (("cut",) if objective == "cut" else ("volume", "cut"))
         ]
         # METIS' volume refinement can end above the volume of its own cut partition: measure, keep the lower.
         return candidates[0] if objective == "cut" else min(candidates, key=lambda each: communication_volume(graph, each))
     order = np.random.default_rng(seed).permutation(graph.nodes) if method == "random" else np.arange(graph.nodes)
     assignment = np.empty(graph.nodes, dtype=np.int32)
-    assignment[order] = even_ranges(weights[order], parts)
+    assignment[order] = even_ranges(weights[order], parts, portions)
     return assignment
+
+
+def _portions(shares: Sequence[float], parts: int, method: str) -> Portions:
+    """[parts] shares that add up to 1. Raises MisuseError where they are too many, too few or not positive."""
+    if method not in METHODS:
+        raise MisuseError(f"partition shares: '{method}' is one partition already; shares need a method ({', '.join(METHODS)})")
+    if len(shares) != parts:
+        raise MisuseError(f"{len(shares)} partition shares for {parts} parts: give one a part")
+    portions = np.asarray(shares, dtype=np.float64)
+    if not (np.isfinite(portions).all() and (portions > 0.0).all()):
+        raise MisuseError(f"partition shares {', '.join(f'{each:g}' for each in shares)}: each must be a number above 0")
+    return np.asarray(portions / portions.sum())
 
 
 def balance_weights(graph: Graph, balance: str) -> Weights:
@@ -99,11 +115,15 @@ def balance_weights(graph: Graph, balance: str) -> Weights:
     return np.ones(graph.nodes, dtype=np.int64)
 
 
-def even_ranges(weights: Weights, parts: int) -> Assignment:
-    """Cut a sequence into `parts` consecutive non-empty runs of about equal weight; the run of each item, int32."""
+def even_ranges(weights: Weights, parts: int, portions: Portions | None = None) -> Assignment:
+    """Cut a sequence into `parts` consecutive non-empty runs of about equal weight; the run of each item, int32.
+
+    With `portions` [parts], which add up to 1, a run's weight is about its portion of the whole.
+    """
     size = weights.size
     total = np.cumsum(weights)
-    ends = np.searchsorted(total, total[-1] * np.arange(1, parts) / parts, side="left") + 1
+    wanted = total[-1] * (np.arange(1, parts) / parts if portions is None else np.cumsum(portions)[:-1])
+    ends = np.searchsorted(total, wanted, side="left") + 1
     step = np.arange(1, parts)
     ends = np.maximum.accumulate(ends - step) + step  # at least one item each from the left,
     ends = np.minimum(ends, size - parts + step)  # and from the right
@@ -212,6 +232,7 @@ def _metis(
     weights: Weights,
     seed: int,
     imbalance: float | None,
+    portions: Portions | None = None,
 ) -> Assignment:
     """METIS (Karypis and Kumar, SIAM J. Sci. Comput. 20(1), 1998); only its k-way method knows the volume objective."""
     if parts == 1:
@@ -229,6 +250,7 @@ def _metis(
             structure,
             recursive=objective == "cut" and parts <= RECURSIVE_PARTS,
             vweights=None if even else weights.astype(pymetis.zero_copy_dtype()),
+            tpwgts=None if portions is None else portions.tolist(),
             options=options,
         )
     return np.asarray(result.vertex_part, dtype=np.int32)

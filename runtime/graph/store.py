@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,7 @@ def prepare_shards(
     objective: str,
     balance: str,
     seed: int,
+    shares: Sequence[float] = (),
     symmetrise: bool = False,
     folder: Path | None = None,
     report: Report = lambda text: None,
@@ -61,6 +62,8 @@ def prepare_shards(
         "seed": seed,
         "file": _file_key(method),
     }
+    if shares:  # only then: shards cut before there were shares are found again
+        description["shares"] = list(shares)
     key = hashlib.sha256("\n".join(map(str, description.values())).encode()).hexdigest()[:10]
     target = folder or shard_cache() / f"{graph.name}-{graph.fingerprint[:12]}" / f"{parts}-{method_name(method)}-{key}"
     if (target / MANIFEST).is_file():
@@ -72,7 +75,7 @@ def prepare_shards(
         shutil.rmtree(target, ignore_errors=True)  # the cache's own, written by another version
     if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise MisuseError(f"{folder} exists and holds no shards; choose a new or empty folder")
-    return _cut(graph, parts, description, target, report)
+    return _cut(graph, parts, description, shares, target, report)
 
 
 def _matching(folder: Path, graph: Graph, parts: int, description: dict[str, object]) -> ShardSet | None:
@@ -96,7 +99,9 @@ def _file_key(method: str) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if method_name(method) == "file" and path.is_file() else ""
 
 
-def _cut(graph: Graph, parts: int, description: dict[str, object], target: Path, report: Report) -> ShardSet:
+def _cut(
+    graph: Graph, parts: int, description: dict[str, object], shares: Sequence[float], target: Path, report: Report
+) -> ShardSet:
     report(f"partitioning {graph.nodes:,} nodes and {graph.edges:,} edges into {parts}")
     seed = int(str(description["seed"]))
     assignment = partition_graph(
@@ -106,6 +111,7 @@ def _cut(graph: Graph, parts: int, description: dict[str, object], target: Path,
         objective=str(description["objective"]),
         balance=str(description["balance"]),
         seed=seed,
+        shares=shares or None,
     )
     report("ordering rows by locality")
     position = locality_order(graph, assignment, seed=seed)
@@ -144,6 +150,7 @@ def find_shards(config: RunConfig, report: Report, *, parts: int | None = None) 
         objective=partition.objective,
         balance=partition.balance,
         seed=partition.seed,
+        shares=partition.shares if parts is None or parts == config.ranks else (),
         symmetrise=config.symmetrise,
         report=report,
         accept=accept,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +28,8 @@ def forecast(
     bits: str | None = None,
     bits_from: Path | None = None,
     link: str | None = None,
+    links: str | None = None,
+    speeds: str | None = None,
     model: str | None = None,
     layers: int | None = None,
     hidden: int | None = None,
@@ -63,6 +66,10 @@ def forecast(
         A recorded adaqp run: take its shares of widths.
     link:
         Rate of each rank's link, such as 200mbit; unshaped for the machine's own loopback.
+    links:
+        The same where they differ, one a rank: 200mbit,200mbit,50mbit,200mbit.
+    speeds:
+        How fast each rank's device is beside the calibrated one, one a rank: 1,1,0.5,1 (at 0.5 operations take twice as long).
     model:
         Layer: gcn or sage.
     layers:
@@ -102,9 +109,10 @@ def forecast(
         One JSON document on standard output.
     """
     from halocast.cli.hardware import Hardware, on_hardware
-    from halocast.cli.scenario import build_scenario, resolve_flags
+    from halocast.cli.scenario import build_scenario, parse_speeds, resolve_flags
     from halocast.simulator.costs import Costs
     from halocast.simulator.forecast import forecast as predict
+    from halocast.simulator.observations import parse_link
 
     console = Console(as_json=json)
     if out is not None and out.exists() and not force:
@@ -113,6 +121,10 @@ def forecast(
         raise MisuseError(f"--all-reduce {all_reduce} is unknown{nearest(all_reduce, ('ring', 'tree'))}")
     if network is not None and link is not None:
         raise MisuseError("--network and --link both say what joins the ranks: give one of them")
+    rates = [] if links is None else [each.strip() for each in links.split(",")]
+    if rates:
+        refuse_beside_links({"--link": link, "--network": network, "--inside": inside}, ranks_per_host)
+    own_links, own_speeds = tuple(parse_link(rate) for rate in rates), parse_speeds(speeds)
     known = Costs.load(costs)
     hosts = None if link is None else "local" if link in ("unshaped", "local") else f"shaped:{link.removeprefix('shaped:')}"
     flags = {
@@ -123,7 +135,7 @@ def forecast(
     placed = Hardware(
         device,
         network,
-        link,
+        max(rates, key=parse_link) if rates else link,  # hosts' ports are as fast as the fastest: ranks' own are the limit
         inside,
         ranks_per_host,
         hosts_per_switch,
@@ -137,8 +149,11 @@ def forecast(
     asked = build_scenario(
         config, bits_from=bits_from, threads=threads, partitions=partitions, report=lambda text: console.note(f"{text} ...")
     )
-    known, scenario = moved, placement.of(asked.scenario)
-    where = placed.title if placed.is_cluster else config.hosts
+    known, scenario = moved, replace(placement.of(asked.scenario), links=own_links, speeds=own_speeds)
+    joined = ", ".join(rates) or config.hosts
+    where = placed.title if placed.is_cluster else joined
+    if speeds is not None:
+        where = f"{where}; speeds {speeds}"
     answer, simulation = predict(known, scenario)
     files: dict[str, str] = {}
     if out is not None:
@@ -162,7 +177,7 @@ def forecast(
         path.write_text(serializer.dumps(answer.to_json(), indent=1) + "\n")
         files = {"forecast": str(path), "trace": str(trace)}
     document = {
-        "graph": scenario.graph, "method": scenario.method, "ranks": scenario.ranks, "link": config.hosts, "hardware": where,
+        "graph": scenario.graph, "method": scenario.method, "ranks": scenario.ranks, "link": joined, "hardware": where,
         "forecast": answer.to_json(), "files": files,
     }  # fmt: skip
     console.document(document)
@@ -208,6 +223,15 @@ def grouped(reasons: Sequence[str]) -> list[str]:
         ": ".join(filter(None, (f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0], text)))
         for text, names in by_text.items()
     ]
+
+
+def refuse_beside_links(others: Mapping[str, str | None], ranks_per_host: int | None) -> None:
+    """Raises MisuseError for flags that say something else of what joins the ranks than ``--links`` does."""
+    for flag, value in others.items():
+        if value is not None:
+            raise MisuseError(f"--links and {flag} both say what joins the ranks: give one of them")
+    if ranks_per_host not in (None, 0, 1):
+        raise MisuseError(f"--links gives each rank a port of its own: not with {ranks_per_host} ranks a host")
 
 
 def threads_of(costs: Costs, ranks: int, placed: Hardware) -> int:

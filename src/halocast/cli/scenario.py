@@ -40,6 +40,19 @@ def resolve_flags(run: str, flags: Mapping[str, Any], assignments: list[str]) ->
     return resolve(override(document, assignments), origin)
 
 
+def parse_speeds(text: str | None) -> tuple[float, ...]:
+    """``1,1,0.5,1`` as numbers; none for None."""
+    speeds = []
+    for each in [] if text is None else text.split(","):
+        try:
+            speeds.append(float(each))
+        except ValueError as error:
+            raise MisuseError(
+                f"--speeds {text}: '{each.strip()}' is no number; write one for each rank, as in 1,1,0.5,1"
+            ) from error
+    return tuple(speeds)
+
+
 FINEST_FITTED = 16
 """No finer partition is fitted where it would be more than an eighth of the ranks asked for; no coarser one is foretold."""
 
@@ -62,6 +75,8 @@ def build_scenario(
     fits = partitions == "fitted" and config.ranks > FINEST_FITTED
     if partitions == "fitted" and not fits:
         report(f"{config.ranks} parts are few enough to partition: nothing is fitted")
+    if fits and config.partition.shares:
+        raise MisuseError("--partitions fitted foretells even parts: with partition.shares take --partitions real")
     *coarser, finest = fitted_parts(config.ranks) if fits else [config.ranks]
     shards = _shards(config, finest, report, ranks=config.ranks)
     graph = shards.graph

@@ -241,3 +241,43 @@ def test_locality_order_is_a_permutation(graph: Graph, parts: int, cluster_size:
     assignment = partition_graph(graph, min(parts, graph.nodes))
     position = locality_order(graph, assignment, cluster_size)
     np.testing.assert_array_equal(np.sort(position), np.arange(graph.nodes))
+
+
+@pytest.mark.parametrize("method", ["metis", "random", "contiguous"])
+@pytest.mark.parametrize("objective", ["cut", "volume"])
+@pytest.mark.parametrize("balance", ["nodes", "edges"])
+def test_parts_get_the_shares_that_were_asked(made: Graph, method: str, objective: str, balance: str) -> None:
+    shares = (2.0, 1.0, 4.0, 1.0)
+    assignment = partition_graph(made, 4, method=method, objective=objective, balance=balance, imbalance=1.05, shares=shares)
+    counted = {"nodes": np.ones(made.nodes), "edges": made.degrees + 1}[balance].astype(float)
+    found = np.bincount(assignment, weights=counted, minlength=4) / counted.sum()
+    np.testing.assert_allclose(found, np.array(shares) / 8, rtol=0.08)
+
+
+@pytest.mark.parametrize("method", ["random", "contiguous", "metis"])
+def test_even_shares_are_no_shares(made: Graph, method: str) -> None:
+    plain, even = (partition_graph(made, 4, method=method, shares=shares) for shares in (None, (3.0,) * 4))
+    np.testing.assert_array_equal(plain, even)
+
+
+@given(st.integers(1, 12), st.lists(st.integers(0, 5), min_size=12, max_size=40), st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_runs_of_unequal_shares_are_never_empty(parts: int, weights: list[int], seed: int) -> None:
+    portions = np.random.default_rng(seed).lognormal(0.0, 3.0, parts)
+    runs = even_ranges(np.array([*weights, 1], dtype=np.int64), parts, portions / portions.sum())
+    assert set(runs.tolist()) == set(range(parts))
+    assert (np.diff(runs) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("shares", "method", "text"),
+    [
+        ((1.0, 2.0), "metis", "2 partition shares for 3 parts: give one a part"),
+        ((1.0, 0.0, 1.0), "metis", "each must be a number above 0"),
+        ((1.0, float("nan"), 1.0), "random", "each must be a number above 0"),
+        ((1.0, 1.0, 1.0), "parts.npy", "'parts.npy' is one partition already"),
+    ],
+)
+def test_shares_without_sense_are_refused(made: Graph, shares: tuple[float, ...], method: str, text: str) -> None:
+    with pytest.raises(MisuseError, match=text):
+        partition_graph(made, 3, method=method, shares=shares)

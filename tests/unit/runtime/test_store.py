@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from halocast.errors import MisuseError
+from halocast.runtime.config import resolve
 from halocast.runtime.graph.shard import MANIFEST, ShardSet
-from halocast.runtime.graph.store import prepare_shards
+from halocast.runtime.graph.store import find_shards, prepare_shards
 
 GRAPH = "generated:nodes=80,degree=4,features=4"
 
@@ -63,3 +64,33 @@ def test_a_folder_of_ones_own_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(MisuseError, match="holds the shards of another partition"):
         shards(seed=1, folder=folder)
     assert shards(folder=folder)[0].folder == folder
+
+
+def test_shares_are_part_of_what_shards_are_found_by() -> None:
+    def of(shares: tuple[float, ...]) -> tuple[ShardSet, list[str]]:
+        steps: list[str] = []
+        made = prepare_shards(
+            GRAPH, 2, method="metis", objective="cut", balance="nodes", seed=0, shares=shares, report=steps.append
+        )
+        return made, steps
+
+    plain, unequal = shards()[0], of((1.0, 3.0))[0]
+    assert of(())[0].folder == plain.folder
+    assert "shares" not in plain.manifest["partition"]  # what was cut before there were shares stays valid
+    assert unequal.folder != plain.folder
+    assert unequal.statistics(0).own < 0.35 * 80 < unequal.statistics(1).own
+    again, steps = of((1.0, 3.0))
+    assert again.folder == unequal.folder
+    assert not any("partitioning" in step for step in steps)
+    assert of((3.0, 1.0))[0].folder != unequal.folder
+
+
+def test_a_runs_shares_are_those_of_its_ranks() -> None:
+    document = {"graph": GRAPH, "ranks": 2, "partition": {"shares": [1.0, 3.0]}}
+    config = resolve(document, "test")
+    assert find_shards(config, lambda text: None).statistics(1).own > 0.65 * 80
+    assert find_shards(config, lambda text: None, parts=4).parts == 4  # coarser ones, to fit sizes to, are even
+    with pytest.raises(MisuseError, match="^test: 2 partition shares for 3 ranks: give one a rank"):
+        resolve({**document, "ranks": 3}, "test")
+    with pytest.raises(MisuseError, match="greater than 0"):
+        resolve({**document, "partition": {"shares": [1.0, 0.0]}}, "test")
