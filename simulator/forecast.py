@@ -51,11 +51,7 @@ class Scenario:
     """By rank: bytes per second of its own port; 0: not shaped. Empty: `link`, or the topology's."""
 
     def __post_init__(self) -> None:
-        for name, values in (("speeds", self.speeds), ("links", self.links)):
-            if values and len(values) != self.ranks:
-                raise MisuseError(f"{len(values)} {name} for {self.ranks} ranks: give one a rank")
-        if not all(0.0 < speed < math.inf for speed in self.speeds):
-            raise MisuseError(f"speeds {', '.join(f'{each:g}' for each in self.speeds)}: each must be a number above 0")
+        check_one_a_rank(self.ranks, self.speeds, self.links)
         if self.topology is not None and 0.0 in self.links:
             raise MisuseError("an unshaped link is the calibrated machine's own loopback: on a cluster give every rank a rate")
 
@@ -65,6 +61,15 @@ class Scenario:
 
     def views(self) -> list[RankView]:
         return [self.workload.view(rank, self.bits[rank]) for rank in range(self.ranks)]
+
+
+def check_one_a_rank(ranks: int, speeds: Sequence[float], links: Sequence[float]) -> None:
+    """Raises MisuseError where there are some, but not one a rank, or a speed is not above 0."""
+    for name, values in (("speeds", speeds), ("links", links)):
+        if values and len(values) != ranks:
+            raise MisuseError(f"{len(values)} {name} for {ranks} ranks: give one a rank")
+    if not all(0.0 < speed < math.inf for speed in speeds):
+        raise MisuseError(f"speeds {', '.join(f'{each:g}' for each in speeds)}: each must be a number above 0")
 
 
 class Forecast(BaseModel):

@@ -111,6 +111,7 @@ def forecast(
     from halocast.cli.hardware import Hardware, on_hardware
     from halocast.cli.scenario import build_scenario, parse_speeds, resolve_flags
     from halocast.simulator.costs import Costs
+    from halocast.simulator.forecast import check_one_a_rank
     from halocast.simulator.forecast import forecast as predict
     from halocast.simulator.observations import parse_link
 
@@ -121,7 +122,7 @@ def forecast(
         raise MisuseError(f"--all-reduce {all_reduce} is unknown{nearest(all_reduce, ('ring', 'tree'))}")
     if network is not None and link is not None:
         raise MisuseError("--network and --link both say what joins the ranks: give one of them")
-    rates = [] if links is None else [each.strip() for each in links.split(",")]
+    rates = () if links is None else tuple(each.strip() for each in links.split(","))
     if rates:
         refuse_beside_links({"--link": link, "--network": network, "--inside": inside}, ranks_per_host)
     own_links, own_speeds = tuple(parse_link(rate) for rate in rates), parse_speeds(speeds)
@@ -132,16 +133,18 @@ def forecast(
         "model.layers": layers, "model.hidden": hidden,
     }  # fmt: skip
     config = resolve_flags(data, flags, set_ or [])
+    check_one_a_rank(config.ranks, own_speeds, own_links)
     placed = Hardware(
         device,
         network,
-        max(rates, key=parse_link) if rates else link,  # hosts' ports are as fast as the fastest: ranks' own are the limit
+        link,
         inside,
         ranks_per_host,
         hosts_per_switch,
         oversubscription,
         transport,
         all_reduce,
+        links=rates,
         catalogue=hardware,
     )
     moved, placement = on_hardware(known, config.ranks, placed)

@@ -31,6 +31,8 @@ class Hardware:
     all_reduce: str | None = None
     catalogue: Path | None = None
     """The user's own TOML file, or a folder of them."""
+    links: tuple[str, ...] = ()
+    """Rates of ranks' own ports, in place of `link`."""
 
     @property
     def is_cluster(self) -> bool:
@@ -39,10 +41,18 @@ class Hardware:
         return any(each is not None for each in shape)
 
     @property
+    def between(self) -> str:
+        """What joins hosts, by name or rate."""
+        return self.network or self.link or ", ".join(self.links)
+
+    @property
     def title(self) -> str:
         """One line for people."""
         per_host = self.ranks_per_host or 1
-        parts = [f"{self.device or 'hosts as calibrated'}, {per_host} a host", self.network or self.link or ""]
+        parts = [
+            f"{self.device or 'hosts as calibrated'}, {per_host} a host",
+            self.between,
+        ]
         if self.inside is not None:
             parts.append(f"{self.inside} inside")
         if self.hosts_per_switch is not None:
@@ -73,6 +83,7 @@ def on_hardware(costs: Costs, ranks: int, asked: Hardware) -> tuple[Costs, Place
     Raises MisuseError for unknown names, and settings that lack something or contradict each other.
     """
     from halocast.simulator.catalogue import build_topology, load_catalogue
+    from halocast.simulator.observations import parse_link
     from halocast.simulator.transfer import move_costs
 
     catalogue = load_catalogue(asked.catalogue)
@@ -94,7 +105,8 @@ def on_hardware(costs: Costs, ranks: int, asked: Hardware) -> tuple[Costs, Place
         assumed.append(f"all-reduces in a {asked.all_reduce} were not calibrated")
     if not asked.is_cluster:
         return costs, Placement(None, None, tuple(assumed))
-    joined = asked.network or asked.link
+    # hosts' ports are as fast as the fastest of ranks' own: those are the limit
+    joined = asked.network or asked.link or max(asked.links, key=parse_link, default=None)
     if joined is None:
         raise MisuseError("hosts of their own need what joins them: --network ethernet-100g, or --link 25gbit")
     topology = build_topology(
@@ -107,4 +119,4 @@ def on_hardware(costs: Costs, ranks: int, asked: Hardware) -> tuple[Costs, Place
         oversubscription=1.0 if asked.oversubscription is None else asked.oversubscription,
     )
     per_host = 0 if asked.device is not None else asked.ranks_per_host or 1
-    return costs, Placement(topology, per_host, (*assumed, f"network {joined} was not calibrated"))
+    return costs, Placement(topology, per_host, (*assumed, f"network {asked.between} was not calibrated"))
