@@ -233,21 +233,30 @@ class Search:
         """
         baseline = self.plain(partitions[0], ExactSavings.none())
         self.baselines.append(baseline)
-        every = self._calibrated_savings(partitions[0])
+        every = self.calibrated_savings(partitions[0])
         best = self._rank(partitions, every)
         self.report("trying the lossless savings")
         exact = self._savings(best[0], every)
-        top = self.plain(best[0], exact)
-        refined = refine(best[0], top)
-        if refined is not None:
-            best = [refined, *best]
+        if not self.incumbent:
+            self.report(f"refining {best[0].name}")
+            refined = refine(best[0], self._likely(best[0], exact))
+            if refined is not None:
+                best = [refined, *best]
         self.options += [baseline, *(self.plain(each, exact) for each in best[:3])]
         if "adaqp" in self.methods:
             for partition in best[:2]:
                 self.report(f"trading widths against time on {partition.name}")
                 self._trade(partition, exact)
 
-    def _calibrated_savings(self, partition: Partitioned) -> ExactSavings:
+    def _likely(self, partition: Partitioned, exact: ExactSavings) -> Option:
+        """What is likely to be done on it: rounding, where that is faster."""
+        plain = self.plain(partition, exact)
+        bits = FIRST_BITS if FIRST_BITS in self.allowed else max(self.allowed, default=32)
+        if "adaqp" not in self.methods or plain.seconds <= self.rounded(partition, exact, bits):
+            return plain
+        return replace(plain, scenario=partition.scenario("adaqp", exact))
+
+    def calibrated_savings(self, partition: Partitioned) -> ExactSavings:
         """As many as can be forecast: some make operations that no calibration run may have done."""
         for count in range(len(SAVINGS), 0, -1):
             for names in combinations(SAVINGS, count):

@@ -44,6 +44,8 @@ def plan(
     ranks_per_host: int | None = None,
     transport: str | None = None,
     hardware: Path | None = None,
+    speeds: str | None = None,
+    links: str | None = None,
     strict: Flag = False,
     set_: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None,
     out: Path | None = None,
@@ -103,6 +105,10 @@ def plan(
         gloo or nccl: the catalogue's costs of messages.
     hardware:
         A TOML file, or a folder of them, with hardware of one's own.
+    speeds:
+        By rank, where they differ: 1,1,0.5,1; slower ranks get less of the graph.
+    links:
+        Rate of each rank's link, where they differ: 200mbit,200mbit,50mbit,200mbit.
     strict:
         Refuse whatever is extrapolated.
     set_:
@@ -138,13 +144,22 @@ def plan(
         raise MisuseError("--ranks and --max-ranks both say how many: give one of them")
     if network is not None and link is not None:
         raise MisuseError("--network and --link both say what joins the ranks: give one of them")
+    from halocast.cli.scenario import parse_speeds
+    from halocast.simulator.forecast import check_one_a_rank
+    from halocast.simulator.observations import parse_link
+
+    if links is not None and (link is not None or network is not None or inside is not None):
+        raise MisuseError("--links says what joins the ranks: leave --link, --network and --inside out")
     known = Costs.load(costs)
+    own_speeds = parse_speeds(speeds)
+    own_links = () if links is None else tuple(parse_link(each.strip()) for each in links.split(","))
     hosts = None if link is None else "local" if link in ("unshaped", "local") else f"shaped:{link.removeprefix('shaped:')}"
     flags = {
         "ranks": ranks, "hosts": hosts, "model.layer": model, "model.layers": layers, "model.hidden": hidden,
         "training.epochs": epochs,
     }  # fmt: skip
     config = resolve_flags(data, flags, set_ or [])
+    check_one_a_rank(config.ranks, own_speeds, own_links)
     counts = _powers(max_ranks) if max_ranks is not None else (config.ranks,)
     from halocast.runtime.config import RunConfig
 
@@ -161,6 +176,8 @@ def plan(
         ranks=counts,
         methods=METHOD_NAMES if method is None else tuple(dict.fromkeys(("full", method) if method == "adaqp" else (method,))),
         partitions=partitions,
+        speeds=own_speeds,
+        links=own_links,
         report=lambda text: console.note(f"{text} ..."),
     )
     answer = planned.answer

@@ -22,14 +22,18 @@ from halocast.runtime.graph.partition import METHODS, partition_graph
 from halocast.runtime.models.shapes import SELF_LOOP, built_in_specs
 from halocast.runtime.programs.adaqp import exchange_shapes
 from halocast.simulator.costs import Costs
-from halocast.simulator.forecast import Scenario, forecast
+from halocast.simulator.forecast import Scenario, assign_uniform, forecast
 from halocast.simulator.intervals import NINETY_PERCENT
 from halocast.simulator.observations import Observation, parse_link
 from halocast.simulator.planner.bits import Messages
+from halocast.simulator.planner.refine import Weights, refine_by_forecast
 from halocast.simulator.planner.risk import RiskCurve
 from halocast.simulator.planner.rowmodel import RowModel, predict_messages
-from halocast.simulator.planner.search import Answer, Goal, Option, Search
+from halocast.simulator.planner.search import FIRST_BITS, Answer, Goal, Option, Partitioned, Search
+from halocast.simulator.planner.shares import busy_seconds, find_shares
+from halocast.simulator.planner.weights import weights_of
 from halocast.traces.plan import (
+    ARRAYS,
     PARTITION,
     Baseline,
     Plan,
@@ -37,6 +41,7 @@ from halocast.traces.plan import (
     PlannedForecast,
     PlannedGraph,
     prices_name,
+    read_plan,
     widths_name,
     write_plan,
 )
@@ -47,6 +52,10 @@ if TYPE_CHECKING:
     from halocast.runtime.config import RunConfig
 
 Report = Callable[[str], None]
+REFINEMENTS = 3
+"""Partitions that refinement forecasts, beside the one it starts from."""
+WORTH_REFINING = 0.005
+"""Share of the epoch that moving nodes must take away."""
 LARGE = 20_000_000
 """Entries of a graph from which on partitioning takes so long that only what the run asks for is considered."""
 
@@ -61,6 +70,10 @@ class Asked:
     rows: RowModel
     placement: Placement
     threads: int
+    speeds: tuple[float, ...] = ()
+    """By rank: 1 as calibrated; empty where all are."""
+    links: tuple[float, ...] = ()
+    """By rank: bytes per second of its port; empty where all have the run's."""
 
     @cached_property
     def stored(self) -> StoredValues | None:
@@ -101,6 +114,8 @@ class GraphPartition:
                 method=method,
                 bits=(None,) * self.ranks,
                 link=parse_link(asked.config.hosts),
+                speeds=asked.speeds,
+                links=asked.links,
             )
         )
 
@@ -138,7 +153,15 @@ class GraphPartition:
         return found, notes
 
 
-def prepare(config: RunConfig, costs: Costs, rows: RowModel, placed: Hardware) -> tuple[Costs, Asked]:
+def prepare(
+    config: RunConfig,
+    costs: Costs,
+    rows: RowModel,
+    placed: Hardware,
+    *,
+    speeds: tuple[float, ...] = (),
+    links: tuple[float, ...] = (),
+) -> tuple[Costs, Asked]:
     """Load the graph and put together what all candidates share. Raises MisuseError for what cannot be planned."""
     if config.model.layer not in SELF_LOOP:
         raise MisuseError(
@@ -154,7 +177,7 @@ def prepare(config: RunConfig, costs: Costs, rows: RowModel, placed: Hardware) -
     threads = config.threads or max(1, costs.host.cores // sharing)
     if placed.device is not None:
         threads = costs.calibrated.threads[0]
-    return moved, Asked(config, graph, layers, rows, placement, threads)
+    return moved, Asked(config, graph, layers, rows, placement, threads, speeds, links)
 
 
 def partitions_of(asked: Asked, *, tried: int, report: Report) -> list[GraphPartition]:
@@ -178,11 +201,26 @@ def partitions_of(asked: Asked, *, tried: int, report: Report) -> list[GraphPart
     return [_partition(asked, *each) for each in wanted]
 
 
-def _partition(asked: Asked, method: str, objective: str, balance: str, seed: int) -> GraphPartition:
+def _partition(
+    asked: Asked, method: str, objective: str, balance: str, seed: int, shares: tuple[float, ...] = ()
+) -> GraphPartition:
     assignment = partition_graph(
-        asked.graph, asked.config.ranks, method=method, objective=objective, balance=balance, seed=seed
+        asked.graph,
+        asked.config.ranks,
+        method=method,
+        objective=objective,
+        balance=balance,
+        seed=seed,
+        shares=shares or None,
     )
-    description = {"method": method, "objective": objective, "balance": balance, "seed": seed}
+    description: dict[str, Any] = {"method": method, "objective": objective, "balance": balance, "seed": seed}
+    if shares:
+        description["shares"] = [round(share, 4) for share in shares]
+    return as_partition(asked, assignment, description)
+
+
+def as_partition(asked: Asked, assignment: npt.NDArray[np.int32], description: Mapping[str, Any]) -> GraphPartition:
+    """An assignment as a candidate."""
     name = partition_name(description)
     # a run of a plan reads its partition from a file, whose locality order has the run's own seed
     return GraphPartition(asked, name, description, PartitionLayout(asked.graph, assignment, asked.config.partition.seed))
@@ -191,9 +229,43 @@ def _partition(asked: Asked, method: str, objective: str, balance: str, seed: in
 def partition_name(description: Mapping[str, Any]) -> str:
     """What a partition that was made so is called."""
     method, seed = str(description["method"]), description["seed"]
-    if method != "metis":
-        return method if method in METHODS else Path(method).name
-    return f"metis {description['objective']} {description['balance']}" + (f" seed {seed}" if seed else "")
+    words = [method if method in METHODS else Path(method).name]
+    if method == "metis":
+        words += [description["objective"], description["balance"], *([f"seed {seed}"] if seed else [])]
+    words += [word for key, word in (("shares", "in unequal shares"), ("refined", "refined")) if description.get(key)]
+    return " ".join(words)
+
+
+def refiner(costs: Costs, exact_of: Callable[[Option], ExactSavings]) -> Callable[[Partitioned, Option], Partitioned | None]:
+    """Moves boundary nodes of the best partition for as long as the forecast falls."""
+
+    def refine(partition: Partitioned, option: Option) -> Partitioned | None:
+        assert isinstance(partition, GraphPartition)
+        asked, graph, exact = partition.asked, partition.asked.graph, exact_of(option)
+        if partition.ranks == 1 or graph.nnz > LARGE:
+            return None
+
+        def forecast_of(assignment: npt.NDArray[np.int32]) -> tuple[float, Weights]:
+            scenario = as_partition(asked, assignment, partition.description).scenario(option.scenario.method, exact)
+            if scenario.method == "adaqp":
+                scenario = replace(scenario, bits=assign_uniform(scenario.workload, FIRST_BITS))
+            answer, simulation = forecast(costs, scenario)
+            return answer.epoch_seconds.value, weights_of(costs, scenario, simulation)
+
+        found = refine_by_forecast(
+            graph.indptr,
+            graph.indices,
+            partition.layout.assignment,
+            forecast_of,
+            train_mask=graph.train_mask,
+            tries=REFINEMENTS,
+        )
+        if found.after > found.before * (1.0 - WORTH_REFINING):
+            return None
+        moved = int(np.count_nonzero(found.assignment != partition.layout.assignment))
+        return as_partition(asked, found.assignment, {**partition.description, "refined": moved})
+
+    return refine
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,12 +291,14 @@ def make_plan(
     refined: bool = True,
     risk: RiskCurve | None = None,
     baseline: Baseline | None = None,
-    incumbent: str = "",
+    tried: Path | None = None,
+    speeds: tuple[float, ...] = (),
+    links: tuple[float, ...] = (),
     report: Report = lambda text: None,
 ) -> Planned:
     """Search partitions, savings, methods and widths for each number of `ranks` (by default the run's).
 
-    `incumbent`: name of a partition that was tried, which others must beat clearly.
+    `tried`: a plan that was tried, whose partition others must beat clearly. `speeds` and `links`: by rank, where they differ.
 
     Raises MisuseError where nothing meets the goal, and for what cannot be planned.
     """
@@ -233,15 +307,47 @@ def make_plan(
     moved = costs
     for count in ranks or (config.ranks,):
         each = config.model_copy(update={"ranks": count})
-        moved, asked = prepare(each, costs, rows, placed)
+        moved, asked = prepare(each, costs, rows, placed, speeds=speeds, links=links)
         if search is None:
-            search = Search(moved, goal, risk or RiskCurve(), WIDTHS, tuple(methods), report, incumbent=incumbent)
+            search = Search(moved, goal, risk or RiskCurve(), WIDTHS, tuple(methods), report)
         candidates = partitions_of(asked, tried=partitions, report=report)
-        search.explore(candidates)
+        if speeds or links:
+            report("finding shares for unequal ranks")
+            candidates.append(_in_shares(moved, asked))
+        if tried is not None:
+            before = _tried(asked, tried)
+            search.incumbent = before.name
+            candidates = [candidate for candidate in candidates if candidate.name != before.name] + [before]
+        search.explore(candidates, refiner(moved, lambda option: option.scenario.workload.exact) if refined else _as_it_is)
     assert search is not None
     answer = search.answer()
     plan, arrays = describe(answer, config, goal, baseline)
     return Planned(plan, arrays, answer, moved)
+
+
+def _as_it_is(partition: Partitioned, option: Option) -> Partitioned | None:
+    return None
+
+
+def _tried(asked: Asked, plan: Path) -> GraphPartition:
+    """The partition of a plan."""
+    with np.load(plan / ARRAYS, allow_pickle=False) as arrays:
+        assignment = arrays[PARTITION]
+    return as_partition(asked, assignment, read_plan(plan).partition)
+
+
+def _in_shares(costs: Costs, asked: Asked) -> GraphPartition:
+    """The run's own kind of partition, slower ranks having less of it."""
+    partition = asked.config.partition
+    own = (partition.method, partition.objective, partition.balance, partition.seed)
+    count = asked.config.ranks
+
+    def forecast_of(shares: tuple[float, ...]) -> tuple[float, Sequence[float]]:
+        scenario = _partition(asked, *own, shares).scenario("full", ExactSavings.none())
+        answer, simulation = forecast(costs, scenario)
+        return answer.epoch_seconds.value, busy_seconds(costs, scenario, simulation)
+
+    return _partition(asked, *own, find_shares(forecast_of, count).shares)
 
 
 def describe(

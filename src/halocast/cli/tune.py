@@ -330,11 +330,10 @@ class Tuning:
 
     def _plan(self, folders: list[Path], target: Path, *, tried: Path | None = None) -> Planned | None:
         """Calibrate on what was recorded so far and plan; `tried`: the plan that the last of it was recorded with."""
-        from halocast.cli.planning import correct_by_trial, make_plan, partition_name, save
+        from halocast.cli.planning import correct_by_trial, make_plan, save
         from halocast.simulator.calibrate import calibrate
         from halocast.simulator.observations import observe_all
         from halocast.simulator.planner.rowmodel import RowModel, merge_rows, rows_beside, rows_of
-        from halocast.traces.plan import read_plan
 
         if (target / "plan.json").is_file():
             return None
@@ -353,7 +352,7 @@ class Tuning:
                 self.goal,
                 partitions=self.partitions,
                 baseline=self._baseline(final=target.name == "plan"),
-                incumbent="" if tried is None else partition_name(read_plan(tried).partition),
+                tried=tried,
                 report=lambda text: self.console.note(f"{text} ..."),
             )
             if tried is not None:

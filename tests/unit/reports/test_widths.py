@@ -37,7 +37,7 @@ def test_shares_of_each_exchange():
     ]
     assert "3.96 bits in the mean" in [text.get_text() for text in axes.texts]
     (legend,) = axes.figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["2 bits", "4 bits", "8 bits"]
+    assert [text.get_text() for text in legend.get_texts()] == ["2 bits", "4", "8"]
 
 
 def test_renewals_last_until_the_next_one():
