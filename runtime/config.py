@@ -82,7 +82,8 @@ class MethodConfig(Section):
     rounding: Literal["stochastic", "nearest", "rotated"] = "stochastic"
     """adaqp: unbiased; to nearest; or unbiased after a random rotation, for rows of 1 and 2 bits."""
     reassign_every: int = Field(default=0, ge=0)
-    """adaqp: epochs from one assignment of widths to the next ("random", "adaptive"); 0: a fifth of the run's."""
+    """adaqp: epochs from one assignment of widths to the next; 0: a fifth of the run's ("random", "adaptive"), or never (a
+    file; others need its prices)."""
     adaptive: AdaptiveConfig = AdaptiveConfig()
     dropping: bool = False
     """adaqp: accept width 0, as many messages of a pair left out at random in each epoch and the others scaled."""

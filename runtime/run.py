@@ -16,6 +16,7 @@ import torch
 
 from halocast.errors import HalocastError, MisuseError, RunError
 from halocast.runtime import kernels
+from halocast.runtime.bits.pricing import has_prices
 from halocast.runtime.bits.rules import FileRule
 from halocast.runtime.checkpoint import checkpoints, read_progress
 from halocast.runtime.config import RunConfig
@@ -152,6 +153,10 @@ def _check_method(config: RunConfig) -> None:
     rule = width_rule(config)
     if isinstance(rule, FileRule) and not rule.path.is_file():
         raise MisuseError(f"method.bits: there is no file {rule.path}; give a width, random, adaptive or an .npz")
+    if isinstance(rule, FileRule) and method.reassign_every and not has_prices(rule.path):
+        raise MisuseError(
+            f"method.reassign_every = {method.reassign_every}, but {rule.path} has no prices to renew widths by; leave it out"
+        )
     if config.dtype != "float32":
         raise MisuseError(f"method adaqp sends float32 rows, not {config.dtype}: leave dtype out")
     unknown = sorted(set(method.adaptive.choices) - set(CODED_WIDTHS))

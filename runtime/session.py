@@ -24,7 +24,8 @@ from halocast.runtime.bits.assigners import (
     measure_links,
     receiver_coefficients,
 )
-from halocast.runtime.bits.rules import AdaptiveRule, RandomRule, Rule, parse_rule
+from halocast.runtime.bits.pricing import PricedAssigner, read_prices
+from halocast.runtime.bits.rules import AdaptiveRule, FileRule, RandomRule, Rule, parse_rule
 from halocast.runtime.clock import Clock
 from halocast.runtime.config import RunConfig
 from halocast.runtime.exchange.codec import Rounding
@@ -122,6 +123,16 @@ def build_assigner(
 ) -> Assigner:
     """The rule at work; all ranks call it together (coefficients, and probes of the links, travel here)."""
     rule, adaptive = width_rule(config), config.method.adaptive
+    if isinstance(rule, FileRule) and config.method.reassign_every:
+        return PricedAssigner.of(
+            table,
+            transport,
+            message_coefficients(table, adjacency, network, transport),
+            first_widths(rule, table, config.seed),
+            read_prices(rule.path, table),
+            config.reassign_every,
+            rotated=Rounding(config.method.rounding) is Rounding.ROTATED,
+        )
     if isinstance(rule, RandomRule):
         return RandomAssigner(table, rule.choices, config.seed, config.reassign_every)
     if not isinstance(rule, AdaptiveRule):

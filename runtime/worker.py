@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -19,7 +20,7 @@ import torch
 import halocast
 from halocast.errors import HalocastError
 from halocast.runtime.bits.assigners import histogram_of
-from halocast.runtime.bits.rules import AdaptiveRule, RandomRule
+from halocast.runtime.bits.rules import AdaptiveRule, FileRule, RandomRule
 from halocast.runtime.checkpoint import RunIdentity
 from halocast.runtime.clock import Clock, clock_of
 from halocast.runtime.config import RunConfig
@@ -173,12 +174,19 @@ def run_identity(config: RunConfig, shards: ShardSet) -> RunIdentity:
         graph=shards.fingerprint,
         world_size=shards.parts,
         model=config.model.model_dump(),
-        method=config.method.model_dump(),
+        method={**config.method.model_dump(), **_renewed_from(config)},
         partition=shards.manifest["partition"],
         optimization=config.training.model_dump(exclude=flexible),
         seed=config.seed,
         dtype=config.dtype,
     )
+
+
+def _renewed_from(config: RunConfig) -> dict[str, str]:
+    """What renewals of widths depend on: prices and budget are those of the file."""
+    method = config.method
+    rule = width_rule(config) if method.quantises and method.reassign_every else None
+    return {"bits_sha256": hashlib.sha256(rule.path.read_bytes()).hexdigest()} if isinstance(rule, FileRule) else {}
 
 
 def _reassigns_by_epochs(config: RunConfig) -> bool:

@@ -181,7 +181,7 @@ class RandomAssigner:
             return None
         started = time.perf_counter()
         widths = self._draw(epoch // self.period)
-        return widths, Reassignment(epoch, time.perf_counter() - started, 0.0, histogram_of(widths), _changes(current, widths))
+        return widths, Reassignment(epoch, time.perf_counter() - started, 0.0, histogram_of(widths), changes(current, widths))
 
     def _draw(self, period: int) -> MessageWidths:
         def width_of(shape: ExchangeShape, peer: int, sent: bool) -> npt.NDArray[np.uint8]:
@@ -233,7 +233,7 @@ class AdaptiveAssigner:
         solve_seconds = time.perf_counter() - solving
         group_widths = self._return_group_widths(solutions)
         outgoing = {key: self._spread(key, current.outgoing[key], group_widths[key]) for key in current.outgoing}
-        incoming = self._send_changes(current, outgoing)
+        incoming = tell_receivers(table, self.transport, current, outgoing)
         widths = MessageWidths(outgoing, incoming)
         reports = tuple(
             {"layer": shape.layer, "direction": str(shape.direction), **_report(solutions[number].report)}
@@ -245,7 +245,7 @@ class AdaptiveAssigner:
             time.perf_counter() - started,
             solve_seconds,
             histogram_of(widths),
-            _changes(current, widths),
+            changes(current, widths),
             reports,
         )
 
@@ -362,51 +362,6 @@ class AdaptiveAssigner:
             spread_widths[segment(shape.rows_out, peer)] = spread(group_widths, self._groups[key][peer])
         return spread_widths
 
-    def _send_changes(
-        self, current: MessageWidths, outgoing: Mapping[ExchangeKey, npt.NDArray[np.uint8]]
-    ) -> dict[ExchangeKey, npt.NDArray[np.uint8]]:
-        """Tell each receiver the widths of the exchanges where one changed; returns all incoming widths."""
-        table, world = self.table, range(self.table.world_size)
-        changed = {
-            peer: np.array(
-                [
-                    not np.array_equal(
-                        current.outgoing[shape.layer, shape.direction][segment(shape.rows_out, peer)],
-                        outgoing[shape.layer, shape.direction][segment(shape.rows_out, peer)],
-                    )
-                    for shape in table.own
-                ],
-                dtype=np.uint8,
-            )
-            for peer in world
-        }
-        flags = self._all_to_all(changed, dict.fromkeys(world, len(table.own)), np.dtype(np.uint8))
-        arrays = {
-            peer: np.concatenate(
-                [
-                    np.zeros(0, np.uint8),
-                    *(
-                        outgoing[shape.layer, shape.direction][segment(shape.rows_out, peer)]
-                        for shape, flag in zip(table.own, changed[peer], strict=True)
-                        if flag
-                    ),
-                ]
-            )
-            for peer in world
-        }
-        counts = {
-            peer: sum(shape.rows_in[peer] for shape, flag in zip(table.own, flags[peer], strict=True) if flag) for peer in world
-        }
-        received = self._all_to_all(arrays, counts, np.dtype(np.uint8))
-        incoming = {key: widths.copy() for key, widths in current.incoming.items()}
-        for peer in world:
-            for shape, flag in zip(table.own, flags[peer], strict=True):
-                if flag:
-                    count = shape.rows_in[peer]
-                    incoming[shape.layer, shape.direction][segment(shape.rows_in, peer)] = received[peer][:count]
-                    received[peer] = received[peer][count:]
-        return incoming
-
     def _all_to_all(
         self, outgoing: Mapping[int, npt.NDArray[Any]], counts: Mapping[int, int], kind: np.dtype[Any]
     ) -> dict[int, npt.NDArray[Any]]:
@@ -423,6 +378,52 @@ def _report(report: adaptive.Report) -> dict[str, float]:
         "gap": report.gap,
         "seconds": report.solve_seconds,
     }
+
+
+def tell_receivers(
+    table: MessageTable, transport: Transport, current: MessageWidths, outgoing: Mapping[ExchangeKey, npt.NDArray[np.uint8]]
+) -> dict[ExchangeKey, npt.NDArray[np.uint8]]:
+    """Tell each receiver the widths of the exchanges where one changed; returns all incoming widths. Ranks call it together."""
+    world = range(table.world_size)
+    changed = {
+        peer: np.array(
+            [
+                not np.array_equal(
+                    current.outgoing[shape.layer, shape.direction][segment(shape.rows_out, peer)],
+                    outgoing[shape.layer, shape.direction][segment(shape.rows_out, peer)],
+                )
+                for shape in table.own
+            ],
+            dtype=np.uint8,
+        )
+        for peer in world
+    }
+    flags = exchange_arrays(table.rank, transport, changed, dict.fromkeys(world, len(table.own)), np.dtype(np.uint8))
+    arrays = {
+        peer: np.concatenate(
+            [
+                np.zeros(0, np.uint8),
+                *(
+                    outgoing[shape.layer, shape.direction][segment(shape.rows_out, peer)]
+                    for shape, flag in zip(table.own, changed[peer], strict=True)
+                    if flag
+                ),
+            ]
+        )
+        for peer in world
+    }
+    counts = {
+        peer: sum(shape.rows_in[peer] for shape, flag in zip(table.own, flags[peer], strict=True) if flag) for peer in world
+    }
+    received = exchange_arrays(table.rank, transport, arrays, counts, np.dtype(np.uint8))
+    incoming = {key: widths.copy() for key, widths in current.incoming.items()}
+    for peer in world:
+        for shape, flag in zip(table.own, flags[peer], strict=True):
+            if flag:
+                count = shape.rows_in[peer]
+                incoming[shape.layer, shape.direction][segment(shape.rows_in, peer)] = received[peer][:count]
+                received[peer] = received[peer][count:]
+    return incoming
 
 
 def exchange_arrays(
@@ -447,7 +448,8 @@ def _filled(shape: ExchangeShape, peer: int, sent: bool, bits: int) -> npt.NDArr
     return np.full((shape.rows_out if sent else shape.rows_in)[peer], bits, dtype=np.uint8)
 
 
-def _changes(old: MessageWidths, new: MessageWidths) -> int:
+def changes(old: MessageWidths, new: MessageWidths) -> int:
+    """Messages sent at another width."""
     return sum(int((new.outgoing[key] != old.outgoing[key]).sum()) for key in new.outgoing)
 
 

@@ -40,6 +40,7 @@ from halocast.traces.plan import (
     PlannedExchange,
     PlannedForecast,
     PlannedGraph,
+    effect_name,
     prices_name,
     read_plan,
     widths_name,
@@ -416,7 +417,7 @@ def _describe_widths(chosen: Option, arrays: dict[str, npt.NDArray[Any]]) -> lis
             prices = np.maximum(widths.prices[messages.key] / highest, np.finfo(np.float32).tiny)
             shape = (messages.ranks, messages.ranks)
             arrays[prices_name(messages.layer, messages.direction)] = prices.reshape(shape).astype(np.float32)
-            arrays[f"layer{messages.layer}_{messages.direction}_effect"] = np.array(messages.effect)
+            arrays[effect_name(messages.layer, messages.direction)] = np.array(messages.effect)
         values, counts = np.unique(mine, return_counts=True)
         exchanges.append(
             PlannedExchange(

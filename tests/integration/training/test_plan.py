@@ -56,6 +56,33 @@ def test_a_run_with_a_plan_resumes_bit_for_bit(tmp_path: Path) -> None:
     assert "which follows the plan plan, not other; leave --plan out" in refused.stderr
 
 
+def test_widths_are_renewed_at_the_plans_prices_and_a_broken_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    make_plan(tmp_path / "plan", SPEC, priced=True, reassign_every=2)
+    common = ["--plan", "plan", "--set", "timeout_seconds=60"]
+    whole = json.loads(halocast("train", *common, "--epochs", "7", "--out", "whole", "--json", cwd=tmp_path).stdout)
+    assert [each["epoch"] for each in whole["assignments"]] == [2, 4, 6]
+    assert whole["assignments"][0]["changed"] > 0
+    for each in whole["assignments"]:
+        (solution,) = each["problems"]
+        assert solution["cost"] <= solution["budget"] * (1 + 1e-12)
+        assert solution["variance"] <= solution["variance_before"]
+    halocast("train", *common, "--epochs", "3", "--out", "broken", cwd=tmp_path)
+    resumed = halocast("train", "--out", "broken", "--resume", "--epochs", "7", "--json", cwd=tmp_path)
+    assert "resumed after epoch 3" in resumed.stderr
+    losses = [pd.read_csv(tmp_path / name / "metrics.csv")["loss"].tolist() for name in ("whole", "broken")]
+    assert losses[0] == losses[1]
+    assert json.loads(resumed.stdout)["bits"] == whole["bits"]
+    make_plan(tmp_path / "plan", SPEC, priced=True, reassign_every=2, choices=(4,))
+    refused = halocast("train", "--out", "broken", "--resume", "--epochs", "9", cwd=tmp_path, check=2)
+    assert "method.bits_sha256" in refused.stderr
+
+
+def test_widths_cannot_be_renewed_without_prices(tmp_path: Path) -> None:
+    make_plan(tmp_path / "plan", SPEC, reassign_every=2)
+    refused = halocast("train", "--plan", "plan", "--out", "run", cwd=tmp_path, check=2)
+    assert "arrays.npz has no prices to renew widths by" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
