@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,10 +34,10 @@ ROTATED_DIM_LIMIT = 1 << 15
 """Rows of the rotated codec must be shorter."""
 
 _HEADER = struct.Struct("<IIIIIIQ")
-_WIDTHS_FIELD = 5
-"""The CRC-32 of the rows' widths, among the header's fields."""
+_ROWS_FIELD, _WIDTHS_FIELD = 3, 5
+"""Among the header's fields: how many rows, and the CRC-32 of their widths."""
 _WIDTHS_BYTES = slice(20, 24)
-"""And its bytes."""
+"""The bytes of the latter."""
 SCALED_VALUES = {"cpu": 1 << 17, "cuda": 1 << 24}
 """Values that are decoded together where they are scaled: on a CPU as many for each thread as stay in its cache; a GPU is asked
 seldom."""
@@ -177,22 +178,22 @@ class Layout(Records):
         widths: by peer, uint8 on the CPU, one for each row of the message, dropped ones too, each as often as it was. What
         other peers get is copied as it is. Raises MisuseError for widths that would make another message.
         """
-        sizes = _record_sizes(self.dim, self.one_sided, self.rounding)
+        sizes = _record_sizes(self.dim, self.one_sided, self.rounding).numpy()
         offsets, of_records, headers = self.offsets.clone(), self.widths.clone(), self.headers.clone()
         messages = dict(self.messages)
         for number, (peer, message) in enumerate(self.messages.items()):
             if peer not in widths:
                 continue
-            of_peer = widths[peer]
-            counts = torch.bincount(of_peer, minlength=1)
-            if tuple((bits, count) for bits, count in enumerate(counts.tolist()) if count) != message.histogram:
-                raise MisuseError(f"layout: the message of peer {peer} has {message.histogram}, (bits, rows); keep to it")
+            of_peer = widths[peer].numpy()
             records = of_peer[of_peer != wire_format.DROPPED]
-            record_bytes = sizes[records.int()]
-            first = message.segment.start + wire_format.HEADER_BYTES
-            offsets[message.rows] = (torch.cumsum(record_bytes, 0) - record_bytes + first).to(offsets.device)
-            of_records[message.rows] = records.to(of_records.device)
-            header = (*message.header[:_WIDTHS_FIELD], _checksum(of_peer), *message.header[_WIDTHS_FIELD + 1 :])
+            record_bytes = torch.from_numpy(np.take(sizes, records))
+            ends = torch.cumsum(record_bytes, 0) + (message.segment.start + wire_format.HEADER_BYTES)
+            agreed = (message.header[_ROWS_FIELD], message.rows.stop - message.rows.start)
+            if (len(of_peer), len(records)) != agreed or (len(records) and int(ends[-1]) != message.segment.stop):
+                raise MisuseError(f"layout: the message of peer {peer} has {message.histogram}, (bits, rows); keep to it")
+            offsets[message.rows] = (ends - record_bytes).to(offsets.device)
+            of_records[message.rows] = torch.from_numpy(records).to(of_records.device)
+            header = (*message.header[:_WIDTHS_FIELD], _checksum(widths[peer]), *message.header[_WIDTHS_FIELD + 1 :])
             checksum = torch.frombuffer(bytearray(_HEADER.pack(*header)), dtype=torch.uint8)[_WIDTHS_BYTES]
             headers[number, _WIDTHS_BYTES] = checksum.to(headers.device)
             messages[peer] = replace(message, header=header)
@@ -412,8 +413,9 @@ def _is_index64(index: Tensor | None) -> bool:
     return index is not None and index.dtype == torch.int64
 
 
+@functools.cache
 def _record_sizes(dim: int, one_sided: bool, rounding: Rounding) -> Tensor:
-    """Bytes of a record by width, int64 ``[256]``; 0 for widths that have none."""
+    """Bytes of a record by width, int64 ``[256]``; 0 for widths that have none. Not to be written to."""
     sizes = torch.zeros(256, dtype=torch.int64)
     for bits in wire_format.WIDTHS:
         sizes[bits] = wire_format.record_bytes(bits, dim, one_sided=one_sided, rotated=rounding is Rounding.ROTATED)

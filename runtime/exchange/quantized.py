@@ -256,13 +256,15 @@ class QuantizedMessages:
         if self.traces_energies:
             squares = torch.linalg.vector_norm(rows, dim=1).square_()
             channel.energies = squares if channel.index is None else squares[channel.index]
-        index, nodes, ranges, layout = channel.index, channel.sent_nodes, channel.ranges, channel.outgoing
+        index, nodes, layout = channel.index, channel.sent_nodes, channel.outgoing
+        ranges = channel.ranges if self.traces_ranges else None
         draws = None
         if isinstance(layout, _Draws):
             draws = layout
             draws.draw(self._seed, epoch, layer, direction)
-            layout, nodes, ranges = draws.layout, nodes[draws.kept], ranges[draws.kept]
+            layout, nodes = draws.layout, nodes[draws.kept]
             index = draws.kept if index is None else index[draws.kept]
+            ranges = None if ranges is None else ranges[draws.kept]
         try:
             codec.pack(
                 rows,
@@ -271,7 +273,7 @@ class QuantizedMessages:
                 self._stream(layer, direction, epoch),
                 nodes,
                 index=index,
-                ranges=ranges if self.traces_ranges else None,
+                ranges=ranges,
             )
         except codec.UnsendableRowError as error:
             node = int(nodes[error.row])
@@ -279,7 +281,7 @@ class QuantizedMessages:
                 f"layer {layer} {direction}, epoch {epoch}: the row of node {node} cannot be sent ({error.reason}); "
                 "check the features, or lower training.learning_rate"
             ) from error
-        if draws is not None and self.traces_ranges:
+        if draws is not None and ranges is not None:
             channel.ranges[draws.kept] = ranges
             self._measure_dropped(channel, draws, rows)
 
