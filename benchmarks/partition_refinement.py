@@ -159,10 +159,12 @@ def main() -> None:
             f"{processor()}; a device a rank, links of {options.link}; three GCN layers of {WIDTH} on dense features, float32. "
             "*refine s*: one refinement, on one core; *in all s*: with every forecast and partition that was tried.",
         ]
-        second = f"{UNEQUAL} ranks that are not all alike, without the savings. *in all s*: every partition and forecast for the shares."
-        (options.out / f"partition-refinement-{today}.md").write_text(
-            "\n\n".join([*head, "\n".join(lines), second, "\n".join(unequal)]) + "\n"
+        second = (
+            f"{UNEQUAL} ranks, some not like the others, without the savings. "
+            "*in all s*: every partition and forecast to find the shares."
         )
+        text = "\n\n".join([*head, "\n".join(lines), second, "\n".join(unequal)])
+        (options.out / f"partition-refinement-{today}.md").write_text(text + "\n")
 
 
 if __name__ == "__main__":
