@@ -1,0 +1,132 @@
+"""Time to a target accuracy, everything counted: plain training, AdaQP as published, and `halocast tune`.
+
+    python -m benchmarks.planner_race GRAPH.npz ... --ranks 4 --link 200mbit --out benchmarks/results --work FOLDER
+
+The clock starts with the command and runs through loading, starting ranks, training and evaluating; for `tune` also through
+tracing, calibrating, planning and trying. The target is `--share` of the best validation metric that plain training reaches;
+what counts is the first evaluation that is at least as good. Plain and AdaQP (adaptive widths 2, 4, 8) train without lossless
+savings, as published.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from benchmarks.adaqp_accuracy import footer
+from benchmarks.planner_loop import document
+
+from halocast.cli.console import Console
+from halocast.cli.tune import NO_SAVINGS, Tuning
+from halocast.runtime.config import resolve
+from halocast.runtime.run import train
+from halocast.simulator.planner.search import Goal
+
+Curve = list[tuple[float, float]]
+"""(seconds, validation metric) of every evaluation."""
+
+
+class Clock(Console):
+    """Notes when evaluations happened, and prints nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.curve: Curve = []
+        self.began = time.perf_counter()
+
+    def note(self, text: str) -> None:
+        pass
+
+    def training(self, epochs: int) -> Any:
+        return _Progress(self, epochs)
+
+    def event(self, event: dict[str, Any]) -> None:
+        if event.get("event") == "epoch" and "val" in event:
+            self.curve.append((time.perf_counter() - self.began, event["val"]))
+
+
+class _Progress:
+    def __init__(self, clock: Clock, epochs: int) -> None:
+        self._clock, self._counts = clock, epochs > TRACED
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if self._counts:
+            self._clock.event(event)
+
+
+TRACED = 8
+
+
+def reached(curve: Curve, target: float) -> float | None:
+    """Seconds until the first evaluation that is at least as good."""
+    return next((seconds for seconds, score in curve if score >= target), None)
+
+
+def race(graph: Path, options: argparse.Namespace) -> dict[str, Curve]:
+    """The curve of each way to train."""
+    shared = document(graph, options)
+    shared["training"] = {**shared["training"], "epochs": options.epochs, "evaluate_every": 5}
+    work = options.work / f"race-{graph.stem}-{options.ranks}"
+    curves: dict[str, Curve] = {}
+    for name, method in (
+        ("plain", {"name": "full", "exact": NO_SAVINGS}),
+        ("AdaQP as published", {"name": "adaqp", "bits": "adaptive", "exact": NO_SAVINGS}),
+    ):
+        clock = Clock()
+        train(resolve({**shared, "method": method}, "race"), work / name.partition(" ")[0], force=True, emit=clock.event)
+        curves[name] = clock.curve
+    clock = Clock()
+    Tuning(resolve(shared, "race"), Goal(), work / "tune", clock, trials=options.trials, traced_epochs=TRACED).run()
+    curves["tune"] = clock.curve
+    return curves
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("graphs", type=Path, nargs="+")
+    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--link", default="200mbit")
+    parser.add_argument("--model", default="gcn")
+    parser.add_argument("--hidden", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--share", type=float, default=0.995)
+    parser.add_argument("--trials", type=int, default=1)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    options.short = options.epochs
+    lines = [
+        "| graph | target (validation) | plain, s | AdaQP as published, s | tune, s | against plain | against AdaQP |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    everything = {}
+    for graph in options.graphs:
+        curves = everything[graph.stem] = race(graph, options)
+        target = options.share * max(score for _, score in curves["plain"])
+        plain, published, tuned = (reached(curve, target) for curve in curves.values())
+        shown = [f"{each:.1f}" if each is not None else "never" for each in (plain, published, tuned)]
+        ratios = [f"**{each / tuned:.2f} ×**" if each and tuned else "" for each in (plain, published)]
+        lines.append(f"| {graph.stem} | {target:.4f} | {' | '.join((*shown, *ratios))} |")
+        print(lines[-1], flush=True)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        stem = f"planner-race-{datetime.date.today().isoformat()}"
+        settings = {name: getattr(options, name) for name in ("ranks", "link", "model", "hidden", "epochs", "share", "trials")}
+        text = ["# Time to a target accuracy", "\n".join(lines), footer(settings)]
+        (options.out / f"{stem}.md").write_text("\n\n".join(text))
+        (options.out / f"{stem}.json").write_text(json.dumps(everything) + "\n")
+
+
+if __name__ == "__main__":
+    main()
