@@ -19,6 +19,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from halocast.errors import MisuseError
 from halocast.simulator.planner.timing import ExchangeKey, WireTimes, exposed
 from halocast.simulator.planner.widths import Choices, at_price, convex_hull, within_bytes
 from halocast.traces.operations import Direction
@@ -342,6 +343,9 @@ def within_total_bytes(exchanges: Sequence[Messages], budget: float, *, allowed:
     Raises MisuseError for fewer bytes than the narrowest widths take.
     """
     headers = sum(float(HEADER_BYTES * np.unique(each.pair).size) for each in exchanges)
+    least = headers + sum(float(each.sizes(allowed).min()) * len(each.beta) for each in exchanges)
+    if budget < least:
+        raise MisuseError(f"{budget:.0f} bytes are too few: at the narrowest widths an epoch exchanges {least:.0f}")
     factor = np.array([variance_factor(bits) for bits in allowed])
     choices = Choices(
         tuple(allowed),
