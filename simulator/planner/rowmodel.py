@@ -28,9 +28,9 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 FILE_VERSION = 1
 TINY = 1e-30
-DEFAULT_EFFECT = 1.0
-"""Relative variance of the gradient at factor 1, where no run has measured an exchange: about what exchanges of hidden
-rows have (benchmarks/results/planner-risk-*.md)."""
+DEFAULT_EFFECT = 0.01
+"""Relative variance of the gradient at factor 1, where no run has measured an exchange: above most that were
+(benchmarks/results/planner-risk-*.md)."""
 
 
 @dataclass(frozen=True)
