@@ -41,21 +41,6 @@ def test_a_plan_alone_is_trained_and_judged(tmp_path: Path) -> None:
     assert losses[0] == losses[1]
 
 
-def test_a_run_with_a_plan_resumes_bit_for_bit(tmp_path: Path) -> None:
-    make_plan(tmp_path / "plan", SPEC)
-    common = ["--plan", "plan", "--set", "timeout_seconds=60"]
-    halocast("train", *common, "--epochs", "5", "--out", "whole", cwd=tmp_path)
-    halocast("train", *common, "--epochs", "3", "--out", "broken", cwd=tmp_path)
-    resumed = halocast("train", *common, "--out", "broken", "--resume", "--epochs", "5", "--json", cwd=tmp_path)
-    assert "resumed after epoch 3" in resumed.stderr
-    assert json.loads(resumed.stdout)["verdict"].startswith("forecast 0.412 s")
-    losses = [pd.read_csv(tmp_path / name / "metrics.csv")["loss"].tolist() for name in ("whole", "broken")]
-    assert losses[0] == losses[1]
-    make_plan(tmp_path / "other", SPEC)
-    refused = halocast("train", "--plan", "other", "--out", "broken", "--resume", cwd=tmp_path, check=2)
-    assert "which follows the plan plan, not other; leave --plan out" in refused.stderr
-
-
 def test_widths_are_renewed_at_the_plans_prices_and_a_broken_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     make_plan(tmp_path / "plan", SPEC, priced=True, reassign_every=2)
     common = ["--plan", "plan", "--set", "timeout_seconds=60"]
@@ -67,11 +52,15 @@ def test_widths_are_renewed_at_the_plans_prices_and_a_broken_run_goes_on_bit_for
         assert solution["cost"] <= solution["budget"] * (1 + 1e-12)
         assert solution["variance"] <= solution["variance_before"]
     halocast("train", *common, "--epochs", "3", "--out", "broken", cwd=tmp_path)
-    resumed = halocast("train", "--out", "broken", "--resume", "--epochs", "7", "--json", cwd=tmp_path)
+    resumed = halocast("train", *common, "--out", "broken", "--resume", "--epochs", "7", "--json", cwd=tmp_path)
     assert "resumed after epoch 3" in resumed.stderr
     losses = [pd.read_csv(tmp_path / name / "metrics.csv")["loss"].tolist() for name in ("whole", "broken")]
     assert losses[0] == losses[1]
-    assert json.loads(resumed.stdout)["bits"] == whole["bits"]
+    result = json.loads(resumed.stdout)
+    assert result["bits"] == whole["bits"]
+    assert result["verdict"].startswith("forecast 0.412 s")
+    refused = halocast("train", "--plan", "other", "--out", "broken", "--resume", cwd=tmp_path, check=2)
+    assert "which follows the plan plan, not other; leave --plan out" in refused.stderr
     make_plan(tmp_path / "plan", SPEC, priced=True, reassign_every=2, choices=(4,))
     refused = halocast("train", "--out", "broken", "--resume", "--epochs", "9", cwd=tmp_path, check=2)
     assert "method.bits_sha256" in refused.stderr
@@ -87,8 +76,6 @@ def test_widths_cannot_be_renewed_without_prices(tmp_path: Path) -> None:
     ("arguments", "line"),
     [
         (["--ranks", "3"], "ranks = 3, but the plan in plan is for 2"),
-        (["--layers", "2"], "model.layers = 2, but the plan in plan is for 3"),
-        (["--method", "full"], "method.name = 'full', but the plan in plan is for 'adaqp'"),
         ([SPEC.replace("seed=3", "seed=4")], "the plan in plan is for graph 'generated"),
         (["--set", "plan=nowhere"], "no plan in nowhere"),
     ],
