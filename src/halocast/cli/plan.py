@@ -131,6 +131,8 @@ def plan(
     console = Console(as_json=json)
     if method is not None and method not in METHOD_NAMES:
         raise MisuseError(f"--method {method} cannot be planned{nearest(method, METHOD_NAMES)}")
+    if out is not None and out.exists() and not force:
+        raise MisuseError(f"{out} exists; choose another --out, or overwrite a plan with --force")
     budgets = {
         "--risk": risk, "--epoch-seconds": epoch_seconds, "--variance": variance, "--exchange-bytes": exchange_bytes
     }  # fmt: skip
@@ -182,8 +184,6 @@ def plan(
     )
     answer = planned.answer
     folder = out or Path("plans") / f"{planned.plan.graph.name}-{planned.plan.world_size}"
-    if out is not None and (out / "plan.json").exists() and not force:
-        raise MisuseError(f"{out} holds a plan; choose another --out, or overwrite it with --force")
     planned = save(planned, folder)
     console.document(
         {
