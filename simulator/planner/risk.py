@@ -7,11 +7,21 @@ they do not.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from halocast.simulator.forecast import width_shares
+from halocast.simulator.observations import Observation
+from halocast.simulator.planner.bits import variance_factor
+from halocast.traces.rows import RowStatistics
+
+if TYPE_CHECKING:
+    from halocast.simulator.planner.rowmodel import RowModel
 
 DEFAULT_POINTS = 0.3
 """Points of accuracy at risk that a plan may accept when nothing is said."""
@@ -46,6 +56,60 @@ class RiskCurve:
 
 LEAST_RUNS = 6
 """Fewer do not tell a loss from the scatter of seeds."""
+
+
+LEAST_EPOCHS = 30
+"""Shorter runs were recorded for their times; their accuracy says nothing yet."""
+
+
+def trained_runs(observations: Sequence[Observation], rows: RowModel, *, least_epochs: int = LEAST_EPOCHS) -> list[TrainedRun]:
+    """Quantised runs beside plain ones of the same graph, model, seed and training, where both left their accuracy.
+
+    What variance a run had follows from its widths and the rows that were recorded of its graph and model.
+    """
+    plain = {_what_was_trained(each): _accuracy(each) for each in observations if each.configuration.method == "full"}
+    found = []
+    for each in observations:
+        configuration = each.configuration
+        before, after = plain.get(_what_was_trained(each)), _accuracy(each)
+        recorded, _ = rows.find(configuration.fingerprint, configuration.model, configuration.ranks)
+        if each.trace.manifest.config["training"]["epochs"] < least_epochs:
+            continue
+        if configuration.method == "full" or before is None or after is None or recorded is None:
+            continue
+        found.append(TrainedRun(_variance(each, recorded), 100.0 * (before - after)))
+    return found
+
+
+def _what_was_trained(observation: Observation) -> tuple[Any, ...]:
+    """What two runs must share for their accuracies to be compared."""
+    config = observation.trace.manifest.config
+    return (
+        observation.configuration.fingerprint,
+        json.dumps([config.get("model"), config.get("training"), config.get("seed")], sort_keys=True),
+    )
+
+
+def _accuracy(observation: Observation) -> float | None:
+    try:
+        score = json.loads((observation.folder / "result.json").read_text())["accuracy"]["test"]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+        return None
+    return None if score is None else float(score)
+
+
+def _variance(observation: Observation, recorded: RowStatistics) -> float:
+    """Of the run's widths, messages of an exchange taken as alike."""
+    effects = {}
+    for each in recorded.exchanges:
+        energy = float(each.energy.sum(dtype=np.float64))
+        if energy > 0.0 and math.isfinite(each.sensitivity):
+            effects[each.key] = each.sensitivity * float(each.beta.sum(dtype=np.float64)) / energy
+    shares = width_shares(observation.bits)
+    return sum(
+        effect * sum(share * variance_factor(bits) for bits, share in shares.get(key, {}).items())
+        for key, effect in effects.items()
+    )
 
 
 def fit_risk(runs: Sequence[TrainedRun]) -> RiskCurve:

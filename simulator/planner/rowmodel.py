@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from halocast.errors import MisuseError
 from halocast.simulator.observations import Observation
 from halocast.simulator.planner.bits import Messages
+from halocast.simulator.planner.risk import RiskCurve, fit_risk, trained_runs
 from halocast.simulator.planner.timing import ExchangeKey
 from halocast.traces.operations import Direction
 from halocast.traces.rows import ExchangeRows, RowStatistics, read_rows
@@ -48,6 +49,8 @@ class RowModel:
     """Rows of recorded runs."""
 
     recorded: dict[RowKey, RowStatistics] = field(default_factory=dict)
+    risk: RiskCurve = field(default_factory=RiskCurve)
+    """Accuracy that their rounding cost, where enough of them were trained to the end beside plain runs."""
 
     def find(self, fingerprint: str, model: str, ranks: int) -> tuple[RowStatistics | None, str]:
         """The recorded rows closest to a run's, and what is different about them ('' if nothing)."""
@@ -78,7 +81,7 @@ class RowModel:
                 for column in _COLUMNS:
                     arrays[f"{number}_{place}_{column}"] = getattr(each, column)
             head.append(entry)
-        arrays["head"] = np.array(json.dumps({"version": FILE_VERSION, "recorded": head}))
+        arrays["head"] = np.array(json.dumps({"version": FILE_VERSION, "recorded": head, "risk": asdict(self.risk)}))
         temporary = path.with_name(f".{path.name}.part")
         with temporary.open("wb") as file:
             np.savez(file, **arrays)
@@ -104,7 +107,7 @@ class RowModel:
                     recorded[key] = RowStatistics(entry["epoch"], tuple(exchanges))
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise MisuseError(f"{path} is damaged ({' '.join(str(error).split())}); calibrate again") from error
-        return cls(recorded)
+        return cls(recorded, RiskCurve(**head["risk"]))
 
 
 _COLUMNS = ("sender", "receiver", "node", "beta", "energy")
@@ -182,6 +185,12 @@ def _of_node(recorded: Ints, logs: Floats, node: Ints, degrees: Ints) -> Floats:
             values[asked_bucket == bucket] = float(np.median(alike))
     values[known] = means[place[known]]
     return values
+
+
+def row_model(observations: Sequence[Observation]) -> RowModel:
+    """What these runs recorded of their rows, and what rounding cost them; a later run replaces an earlier one alike."""
+    rows = merge_rows(rows_of(observations))
+    return replace(rows, risk=fit_risk(trained_runs(observations, rows)))
 
 
 def merge_rows(found: Sequence[tuple[RowKey, RowStatistics]]) -> RowModel:

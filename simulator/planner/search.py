@@ -163,8 +163,8 @@ class Search:
     notes: list[str] = field(default_factory=list)
     baselines: list[Option] = field(default_factory=list)
     """Plain training without savings, for each number of ranks."""
-    _plain: dict[tuple[int, ExactSavings], Option] = field(default_factory=dict)
-    _rounded: dict[tuple[int, ExactSavings, int], float] = field(default_factory=dict)
+    _plain: dict[tuple[Partitioned, ExactSavings], Option] = field(default_factory=dict)
+    _rounded: dict[tuple[Partitioned, ExactSavings, int], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.goal.strict:
@@ -193,7 +193,7 @@ class Search:
         messages: Sequence[Messages] = (),
         notes: Sequence[str] = (),
     ) -> Option:
-        """Forecast it. `widths` of its messages where it rounds them."""
+        """Forecast it; `widths` of its messages where it rounds them."""
         if widths is not None:
             bits = assignments(messages, widths.widths, scenario.ranks)
             scenario = replace(scenario, bits=bits, assumed=(*scenario.assumed, *notes))
@@ -202,7 +202,7 @@ class Search:
         return Option(partition, scenario, answer, simulation, variance, widths, messages, label)
 
     def plain(self, partition: Partitioned, exact: ExactSavings) -> Option:
-        key = (id(partition), exact)
+        key = (partition, exact)
         if key not in self._plain:
             self._plain[key] = self._forecast_plain(partition, exact)
         return self._plain[key]
@@ -213,7 +213,7 @@ class Search:
 
     def rounded(self, partition: Partitioned, exact: ExactSavings, bits: int) -> float:
         """Epoch seconds with every message `bits` wide: for comparing partitions and savings, not to be chosen."""
-        key = (id(partition), exact, bits)
+        key = (partition, exact, bits)
         if key not in self._rounded:
             scenario = partition.scenario("adaqp", exact)
             scenario = replace(scenario, bits=assign_uniform(scenario.workload, bits))

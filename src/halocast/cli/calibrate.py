@@ -35,7 +35,7 @@ def calibrate(*runs: Path, out: Path, force: Flag = False, jobs: int = 0, json: 
     """
     from halocast.simulator.calibrate import calibrate as fit
     from halocast.simulator.observations import find_runs, observe_all
-    from halocast.simulator.planner.rowmodel import merge_rows, rows_beside, rows_of
+    from halocast.simulator.planner.rowmodel import row_model, rows_beside
     from halocast.simulator.transfer import measure_ceilings
 
     console = Console(as_json=json)
@@ -50,9 +50,9 @@ def calibrate(*runs: Path, out: Path, force: Flag = False, jobs: int = 0, json: 
     ceilings = measure_ceilings(threads=max(calibration.costs.calibrated.threads))
     costs = calibration.costs.model_copy(update={"ceilings": ceilings})
     costs.save(out)
-    rows = merge_rows(rows_of(observations))
+    rows = row_model(observations)
     files = {"costs": str(out)}
-    if rows.recorded:
+    if rows.recorded or rows.risk.measured:
         rows.save(rows_beside(out))
         files["rows"] = str(rows_beside(out))
     errors = sorted(abs(each.log_ratio) for each in costs.errors)

@@ -310,7 +310,7 @@ def make_plan(
         each = config.model_copy(update={"ranks": count})
         moved, asked = prepare(each, costs, rows, placed, speeds=speeds, links=links)
         if search is None:
-            search = Search(moved, goal, risk or RiskCurve(), WIDTHS, tuple(methods), report)
+            search = Search(moved, goal, risk or rows.risk, WIDTHS, tuple(methods), report)
         candidates = partitions_of(asked, tried=partitions, report=report)
         if speeds or links:
             report("finding shares for unequal ranks")

@@ -333,7 +333,7 @@ class Tuning:
         from halocast.cli.planning import correct_by_trial, make_plan, save
         from halocast.simulator.calibrate import calibrate
         from halocast.simulator.observations import observe_all
-        from halocast.simulator.planner.rowmodel import RowModel, merge_rows, rows_beside, rows_of
+        from halocast.simulator.planner.rowmodel import row_model, rows_beside
 
         if (target / "plan.json").is_file():
             return None
@@ -342,13 +342,13 @@ class Tuning:
             observations = observe_all(folders)
             costs = calibrate(observations, jobs=os.cpu_count() or 1).costs
             costs.save(self.costs)
-            rows = merge_rows(rows_of(observations))
+            rows = row_model(observations)
             rows.save(rows_beside(self.costs))
         with self._timed("planning"):
             planned = make_plan(
                 self.config,
                 costs,
-                RowModel(rows.recorded),
+                rows,
                 self.goal,
                 partitions=self.partitions,
                 baseline=self._baseline(final=target.name == "plan"),

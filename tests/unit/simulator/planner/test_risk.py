@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from halocast.simulator.planner.risk import RiskCurve, TrainedRun, fit_risk
+from halocast.simulator.planner.risk import RiskCurve, TrainedRun, fit_risk, trained_runs
+from halocast.simulator.planner.rowmodel import RowKey, merge_rows
+from halocast.traces.rows import ExchangeRows, RowStatistics
 
 
 def test_points_and_variance_are_inverse_beyond_the_threshold():
@@ -35,3 +37,22 @@ def test_runs_that_lose_nothing_allow_all_that_they_had():
 
 def test_too_few_runs_leave_the_default():
     assert fit_risk([TrainedRun(0.1, 0.0)] * 3) == RiskCurve()
+
+
+def test_runs_that_were_trained_beside_plain_ones_are_found(samples):
+    """The samples' quantised runs have plain partners of the same training; rows are made up for their graph."""
+    rounded = [each for each in samples if each.configuration.method == "adaqp"]
+    keys = {key for each in rounded for key in each.bits[0].exchanges}
+    ones, none = np.ones(4, dtype=np.float32), np.zeros(4, dtype=np.int64)
+    exchanges = tuple(ExchangeRows(*key, 8, False, 0.5, none, none + 1, none, ones, ones) for key in sorted(keys))
+    configuration = rounded[0].configuration
+    rows = merge_rows(
+        [(RowKey(configuration.fingerprint, configuration.model, configuration.ranks), RowStatistics(0, exchanges))]
+    )
+    found = trained_runs(samples, rows, least_epochs=1)
+    alike = [each for each in rounded if each.configuration.fingerprint == configuration.fingerprint]
+    assert 0 < len(found) <= len(alike)
+    expected = {round(len(keys) * 0.5 / (2.0 ** int(each.configuration.bits) - 1) ** 2, 9) for each in alike}
+    assert {round(each.variance, 9) for each in found} <= expected
+    assert trained_runs(samples, merge_rows([]), least_epochs=1) == []
+    assert trained_runs(samples, rows) == []  # six epochs say nothing of accuracy
