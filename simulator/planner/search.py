@@ -142,6 +142,7 @@ class Answer:
     notes: Sequence[str] = field(default_factory=list)
 
 
+Rule = Callable[[Sequence[Messages]], WidthOption]
 Simulate = Callable[[Sequence[RankWork], Any], Simulation]
 
 
@@ -156,6 +157,8 @@ class Search:
     methods: tuple[str, ...] = ("full", "adaqp")
     report: Callable[[str], None] = lambda text: None
     simulate: Simulate = run
+    rules: tuple[Rule, ...] = ()
+    """Other ways to choose widths, to compare with."""
     incumbent: str = ""
     """Name of the partition that was tried already: another must be forecast to be faster by `BETTER` to take its place,
     since the best of many forecasts is the one that errs most."""
@@ -348,6 +351,9 @@ class Search:
         for bits in self.allowed:
             if bits in (2, 4, 8):
                 tried(uniform_option(messages, bits))
+        if not self.goal.strict:
+            for rule in self.rules:
+                tried(rule(messages))
         if self.goal.exchange_bytes is not None:
             tried(within_total_bytes(messages, self.goal.exchange_bytes, allowed=self.allowed))
             return

@@ -14,6 +14,10 @@ import numpy.typing as npt
 from halocast import __version__
 from halocast.cli.hardware import Hardware, Placement, on_hardware
 from halocast.errors import MisuseError, nearest
+from halocast.runtime.bits import adaptive
+from halocast.runtime.bits.grouping import default_group_size, group_messages, spread
+from halocast.runtime.bits.links import DEFAULT_COST
+from halocast.runtime.bits.problem import Pair
 from halocast.runtime.graph.aggregated import StoredValues, count_stored
 from halocast.runtime.graph.datasets import load_graph
 from halocast.runtime.graph.graph import Graph
@@ -25,7 +29,7 @@ from halocast.simulator.costs import Costs
 from halocast.simulator.forecast import Scenario, assign_uniform, forecast
 from halocast.simulator.intervals import NINETY_PERCENT
 from halocast.simulator.observations import Observation, parse_link
-from halocast.simulator.planner.bits import Messages
+from halocast.simulator.planner.bits import Messages, WidthOption
 from halocast.simulator.planner.refine import Weights, refine_by_forecast
 from halocast.simulator.planner.risk import RiskCurve
 from halocast.simulator.planner.rowmodel import RowModel, predict_messages
@@ -310,7 +314,7 @@ def make_plan(
         each = config.model_copy(update={"ranks": count})
         moved, asked = prepare(each, costs, rows, placed, speeds=speeds, links=links)
         if search is None:
-            search = Search(moved, goal, risk or rows.risk, WIDTHS, tuple(methods), report)
+            search = Search(moved, goal, risk or rows.risk, WIDTHS, tuple(methods), report, rules=(adaqp_widths,))
         candidates = partitions_of(asked, tried=partitions, report=report)
         if speeds or links:
             report("finding shares for unequal ranks")
@@ -324,6 +328,29 @@ def make_plan(
     answer = search.answer()
     plan, arrays = describe(answer, config, goal, baseline)
     return Planned(plan, arrays, answer, moved)
+
+
+def adaqp_widths(exchanges: Sequence[Messages]) -> WidthOption:
+    """AdaQP's own rule, to compare with: groups of 2, 4 or 8 bits, rounds of a ring, each exchange by itself."""
+    widths = {}
+    for messages in exchanges:
+        size = default_group_size(len(messages.beta))
+        places = {pair: np.flatnonzero(messages.pair == pair) for pair in np.unique(messages.pair).tolist()}
+        groups = {pair: group_messages(messages.beta[place], size) for pair, place in places.items()}
+        links = {pair: (pair // messages.ranks, pair % messages.ranks) for pair in places}
+        solved = adaptive.solve(
+            [Pair(*links[pair], each.variance, each.rows) for pair, each in groups.items()],
+            messages.dim,
+            one_sided=messages.one_sided,
+            costs=dict.fromkeys(links.values(), DEFAULT_COST),
+            world_size=messages.ranks,
+        )
+        chosen = np.zeros(len(messages.beta), dtype=np.uint8)
+        for (pair, each), of_groups in zip(groups.items(), solved.widths, strict=True):
+            chosen[places[pair]] = spread(of_groups, each)
+        widths[messages.key] = chosen
+    variance = sum(each.variance(widths[each.key]) for each in exchanges)
+    return WidthOption(widths, {}, variance, 0.0, "widths by AdaQP's rule")
 
 
 def _as_it_is(partition: Partitioned, option: Option) -> Partitioned | None:

@@ -1,12 +1,13 @@
 """The search over partitions, savings, methods and widths, on costs calibrated from the repository's samples."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from halocast.cli.hardware import Hardware
-from halocast.cli.planning import describe, make_plan, partitions_of, prepare, save
+from halocast.cli.planning import correct_by_trial, describe, make_plan, partitions_of, prepare, save
 from halocast.errors import MisuseError
 from halocast.runtime.config import resolve
 from halocast.simulator.planner.risk import RiskCurve
@@ -32,7 +33,7 @@ def _filled(document):
 @pytest.fixture(scope="module")
 def asked(config, calibration):
     costs, asked = prepare(config, calibration.costs, RowModel(), Hardware())
-    return costs, asked, partitions_of(asked, tried=3, report=lambda text: None)
+    return costs, asked, partitions_of(asked, tried=2, report=lambda text: None)
 
 
 def explored(asked, goal, **changes):
@@ -150,6 +151,44 @@ def test_the_plan_says_what_was_chosen(search, config, tmp_path):
             prices = arrays[prices_name(exchange.layer, exchange.direction)]
             assert prices.shape == (4, 4)
             assert (prices > 0).all()
+
+
+@pytest.fixture(scope="module")
+def planned(config, calibration):
+    return make_plan(config, calibration.costs, RowModel(), Goal(), partitions=1, refined=False)
+
+
+def trial_of(planned, times, **changes):
+    """A run of the plan that took so many times as long as forecast."""
+    chosen = planned.answer.chosen
+    configuration = SimpleNamespace(method=changes.get("method", chosen.scenario.method))
+    return SimpleNamespace(
+        configuration=configuration,
+        workload=chosen.scenario.workload,
+        bits=chosen.scenario.bits,
+        seconds=times * chosen.seconds,
+    )
+
+
+def test_a_forecast_is_corrected_by_how_its_trial_came_out(planned):
+    before = planned.plan.forecast
+    corrected = correct_by_trial(planned, trial_of(planned, 1.2)).plan
+    assert corrected.forecast.epoch_seconds == pytest.approx(1.2 * before.epoch_seconds)
+    assert corrected.forecast.low < corrected.forecast.epoch_seconds < corrected.forecast.high
+    assert any("× 1.200" in note for note in corrected.notes)
+    assert correct_by_trial(planned, trial_of(planned, 1.0)).plan.notes == planned.plan.notes
+
+
+def test_adaqp_s_rule_is_among_the_candidates_and_prices_do_better(planned):
+    answer = planned.answer
+    (rule,) = [each for each in answer.options if "AdaQP's rule" in each.label]
+    assert {int(bits) for widths in rule.widths.widths.values() for bits in np.unique(widths)} <= {2, 4, 8}
+    as_fast = [each.variance for each in answer.options if each.seconds <= rule.seconds * 1.02]
+    assert min(as_fast) <= rule.variance
+
+
+def test_a_trial_of_something_else_corrects_nothing(planned):
+    assert correct_by_trial(planned, trial_of(planned, 2.0, method="another")) is planned
 
 
 def test_several_numbers_of_ranks_are_compared(config, calibration, tmp_path):
