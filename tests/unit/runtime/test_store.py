@@ -90,7 +90,7 @@ def test_a_runs_shares_are_those_of_its_ranks() -> None:
     config = resolve(document, "test")
     assert find_shards(config, lambda text: None).statistics(1).own > 0.65 * 80
     assert find_shards(config, lambda text: None, parts=4).parts == 4  # coarser ones, to fit sizes to, are even
-    with pytest.raises(MisuseError, match="^test: 2 partition shares for 3 ranks: give one a rank"):
+    with pytest.raises(MisuseError, match=r"^test: 2 partition shares for 3 ranks: give one a rank"):
         resolve({**document, "ranks": 3}, "test")
     with pytest.raises(MisuseError, match="greater than 0"):
         resolve({**document, "partition": {"shares": [1.0, 0.0]}}, "test")
