@@ -31,6 +31,8 @@ from halocast.simulator.planner.weights import weights_of
 from halocast.traces.workload import ExactSavings, LayerSpec, PartStatistics, Workload
 
 WIDTH, CLASSES = 64, 8
+TRIES = 3
+"""Partitions that are forecast, beside the first."""
 UNEQUAL = 4
 """Ranks of the second table."""
 COLUMNS = (
@@ -78,7 +80,11 @@ def study(graph: Graph, parts: int, objective: str, setting: Setting) -> list[st
     once = time.process_time() - began
     began = time.process_time()
     found = refine_by_forecast(
-        *structure, start, lambda assignment: setting.forecast(graph, assignment), train_mask=graph.train_mask
+        *structure,
+        start,
+        lambda assignment: setting.forecast(graph, assignment),
+        train_mask=graph.train_mask,
+        tries=TRIES,
     )
     total = time.process_time() - began
     before, after = (partition_statistics(graph, each) for each in (start, found.assignment))
@@ -99,7 +105,12 @@ def study(graph: Graph, parts: int, objective: str, setting: Setting) -> list[st
 def refined(graph: Graph, assignment: Assignment, setting: Setting) -> tuple[float, float]:
     """(forecast, forecast once refined)."""
     found = refine_by_forecast(
-        graph.indptr, graph.indices, assignment, lambda each: setting.forecast(graph, each), train_mask=graph.train_mask
+        graph.indptr,
+        graph.indices,
+        assignment,
+        lambda each: setting.forecast(graph, each),
+        train_mask=graph.train_mask,
+        tries=TRIES,
     )
     return found.before, found.after
 
@@ -125,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("costs", type=Path, help="a cost file of `halocast calibrate`")
     parser.add_argument("graphs", nargs="+", help="as of `halocast train`")
-    parser.add_argument("--parts", nargs="+", type=int, default=[4, 8])
+    parser.add_argument("--parts", nargs="*", type=int, default=[4, 8])
     parser.add_argument("--link", default="200mbit")
     parser.add_argument("--out", type=Path, help="folder for a dated Markdown file")
     options = parser.parse_args()

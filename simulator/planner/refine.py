@@ -34,6 +34,10 @@ FIRST_BATCH = 64
 """Moves that the first round makes at once, at most; then as many more or fewer as prove right."""
 FEW = 4
 """Moves of a batch this small that does not help are not tried again in their stage."""
+HEADROOM = 1.05
+"""A part may have so many times the rows of the largest one at first: cheap compute must not gather the graph in one memory."""
+ALMOST_FULL = 0.995
+"""Of those rows: nothing more is moved there."""
 LEAST_FALL = 1e-9
 """Share of the objective that a batch must lower it by."""
 
@@ -80,6 +84,11 @@ class Loads:
     labelled_rows: Ints
     """[parts, parts] those of them that have a training node beside them at the receiver."""
 
+    @property
+    def held(self) -> Ints:
+        """[parts] rows of its own and of its halo: what its memory grows with."""
+        return np.asarray(self.nodes + self.rows.sum(axis=0))
+
     def compute(self, weights: Weights) -> Floats:
         """[parts] seconds."""
         halo, boundary = self.rows.sum(axis=0), self.rows.sum(axis=1)
@@ -118,6 +127,7 @@ def refine(
     train_mask: Mask,
     rounds: int = 200,
     most_moves: int | None = None,
+    most_rows: int | None = None,
     seed: int = 0,
 ) -> Refined:
     """Move nodes to other parts while the objective of `Loads.seconds` falls; no part becomes empty.
@@ -130,14 +140,21 @@ def refine(
         train_mask: [N] training nodes.
         rounds: batches of moves that are tried, at most.
         most_moves: moves that are made, at most; None: no limit.
+        most_rows: own and halo rows of a part, at most, beyond what the largest has already; None: `HEADROOM` times that.
         seed: of the nodes that are looked at first.
+
+    Raises ValueError for an assignment of more parts than there are weights for.
     """
+    if assignment.max(initial=0) >= weights.parts:
+        raise ValueError(f"an assignment to {int(assignment.max()) + 1} parts with weights for {weights.parts}")
     state = _State(indptr, indices, assignment, weights.parts, train_mask)
     before = state.loads.seconds(weights)
     if weights.parts == 1 or not before > 0.0:
         return Refined(assignment.copy(), 0, before, before)
     best, after = assignment.copy(), before
-    search = _Search(state, weights, np.random.default_rng(seed))
+    largest = int(state.loads.held.max())
+    limit = int(HEADROOM * largest) if most_rows is None else max(most_rows, largest)
+    search = _Search(state, weights, limit, np.random.default_rng(seed))
     left = len(assignment) if most_moves is None else most_moves
     stage = idle = 0
     for _ in range(rounds):
@@ -187,6 +204,7 @@ def refine_by_forecast(
     train_mask: Mask,
     tries: int = 6,
     rounds: int = 200,
+    most_rows: int | None = None,
     seed: int = 0,
 ) -> Chosen:
     """Refine by what a forecast says of the partition, forecast again, and go on from there while the forecast falls.
@@ -196,12 +214,16 @@ def refine_by_forecast(
     partitions are forecast, beside the first. The other arguments are those of `refine`.
     """
     first, weights = forecast_of(assignment)
+    if most_rows is None:  # of the first partition: attempts must not grow on each other
+        held = _State(indptr, indices, assignment, weights.parts, train_mask).loads.held
+        most_rows = int(HEADROOM * held.max())
     best, lowest, most_moves = assignment.copy(), first, None
     steps: list[Step] = []
     for attempt in range(tries):
         found = refine(
-            indptr, indices, best, weights, train_mask=train_mask, rounds=rounds, most_moves=most_moves, seed=seed + attempt
-        )
+            indptr, indices, best, weights, train_mask=train_mask, rounds=rounds, most_moves=most_moves,
+            most_rows=most_rows, seed=seed + attempt,
+        )  # fmt: skip
         if not found.moves:
             break
         seconds, now = forecast_of(found.assignment)
@@ -330,8 +352,8 @@ class _Prices:
 class _Search:
     """Chooses moves, makes them, and learns how many at once."""
 
-    def __init__(self, state: _State, weights: Weights, random: np.random.Generator) -> None:
-        self.state, self.weights, self.random = state, weights, random
+    def __init__(self, state: _State, weights: Weights, most_rows: int, random: np.random.Generator) -> None:
+        self.state, self.weights, self.most_rows, self.random = state, weights, most_rows, random
         self.batch = FIRST_BATCH
         self.rank = np.full(len(state.assignment), len(state.assignment), dtype=np.int64)
         self.locked = np.zeros(len(state.assignment), dtype=bool)
@@ -347,7 +369,9 @@ class _Search:
         count = min(self.batch, most, len(moves.nodes))
         while count:
             before = self.state.move(moves.first(count))
-            if self.state.loads.nodes.all() and self.norm(power)[0] < norm * (1.0 - LEAST_FALL):
+            loads = self.state.loads
+            fits = loads.nodes.all() and loads.held.max() <= self.most_rows
+            if fits and self.norm(power)[0] < norm * (1.0 - LEAST_FALL):
                 self.batch = max(2 * count, 2)
                 return count
             self.state.take_back(before)
@@ -382,6 +406,7 @@ class _Search:
             return _Moves(nodes, np.zeros(0, dtype=np.int32))
         degrees, beside = state.edges(nodes)
         change = self._changes(nodes, degrees, beside, prices)
+        change[:, state.loads.held >= ALMOST_FULL * self.most_rows] = np.inf
         target = change.argmin(axis=1)
         least = change[np.arange(len(nodes)), target]
         order = np.argsort(least, kind="stable")
@@ -395,8 +420,10 @@ class _Search:
     def _candidates(self, prices: _Prices) -> Ints:
         """Some of the nodes with neighbours in other parts, in or beside a part whose load counts now."""
         state = self.state
-        heat = prices.into + prices.out + prices.node + prices.labelled_into + prices.labelled_out
-        hot = heat >= 0.1 * heat.max()
+        compute = prices.node + prices.entry * float(state.degrees.mean())
+        hot = np.zeros(state.parts, dtype=bool)
+        for heat in (compute, prices.into + prices.out, prices.labelled_into + prices.labelled_out):
+            hot |= heat >= max(0.1 * float(heat.max()), np.finfo(np.float64).tiny)
         here = state.neighbours > 0
         here[np.arange(len(here)), state.assignment] = False
         chosen = np.flatnonzero((here.any(axis=1) & hot[state.assignment] | here[:, hot].any(axis=1)) & ~self.locked)

@@ -91,7 +91,7 @@ def test_a_change_to_first_order_is_exact_at_fixed_prices(parts: int, power: flo
     case = random_case(parts, seed=4)
     graph, weights = case.graph, some_weights(parts)
     state = module._State(graph.indptr, graph.indices, case.assignment, parts, graph.train_mask)
-    search = module._Search(state, weights, np.random.default_rng(0))
+    search = module._Search(state, weights, graph.nodes, np.random.default_rng(0))
     _, prices = search.norm(power)
 
     def worth(loads: Loads) -> float:
@@ -153,11 +153,11 @@ def test_compute_alone_is_evened_out(made: Graph) -> None:
 
 def test_a_narrow_port_and_a_slow_device_get_less(made: Graph) -> None:
     start, usual = partition_graph(made, 4), alike(4, node=2e-6, row=2e-5)
-    other = np.array([1.0, 1.0, 3.0, 1.0])
-    alone = counted(made, refined(made, start, usual).assignment)
-    narrow = counted(made, refined(made, start, replace(usual, row=usual.row * other)).assignment)
+    other, any_size = np.array([1.0, 1.0, 3.0, 1.0]), made.nodes
+    alone = counted(made, refined(made, start, usual, most_rows=any_size).assignment)
+    narrow = counted(made, refined(made, start, replace(usual, row=usual.row * other), most_rows=any_size).assignment)
     assert narrow.rows[:, 2].sum() < 0.9 * alone.rows[:, 2].sum()
-    slow = counted(made, refined(made, start, replace(alike(4), node=1e-4 * other)).assignment)
+    slow = counted(made, refined(made, start, replace(alike(4), node=1e-4 * other), most_rows=any_size).assignment)
     assert slow.nodes[2] < 0.5 * slow.nodes[[0, 1, 3]].min()
 
 
@@ -175,6 +175,25 @@ def test_limits_are_kept(made: Graph) -> None:
     assert 0 < few.moves <= 25
     assert refined(made, start, weights, rounds=0).moves == 0
     assert refined(made, start, weights, most_moves=0).moves == 0
+
+
+@pytest.mark.parametrize("most_rows", [None, 1800, 3000])
+def test_narrow_ports_do_not_gather_the_graph_in_one_memory(made: Graph, most_rows: int | None) -> None:
+    start, weights = partition_graph(made, 4), replace(alike(4), row=np.array([1.0, 10.0, 10.0, 10.0]))
+    found = refined(made, start, weights, most_rows=most_rows)
+    assert found.after < found.before
+    held = counted(made, found.assignment).held.max()
+    if most_rows is None:
+        assert held <= 1.05 * counted(made, start).held.max()
+    elif most_rows < made.nodes:
+        assert held <= most_rows
+    else:  # where nothing holds it back, it does
+        assert held > 2500
+
+
+def test_an_assignment_needs_weights_for_all_its_parts(made: Graph) -> None:
+    with pytest.raises(ValueError, match="an assignment to 4 parts with weights for 3"):
+        refined(made, partition_graph(made, 4), some_weights(3))
 
 
 def test_nothing_to_gain_is_left_alone(made: Graph) -> None:
