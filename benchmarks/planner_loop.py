@@ -146,7 +146,7 @@ def study(graph: Path, options: argparse.Namespace) -> dict[str, Any]:
         "link": options.link,
         "exchange_share": exchange_share(work / "tune" / "plain"),
         "plan": outcome.plan.why.partition(";")[0],
-        "stages": dict(outcome.stages),
+        "stages": outcome.spent,
         "forecast": [forecast.epoch_seconds, forecast.low, forecast.high],
         "trained": trained,
         "grid": measured,

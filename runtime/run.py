@@ -171,7 +171,7 @@ def _check_method(config: RunConfig) -> None:
 def open_run_folder(config: RunConfig, folder: Path | None, *, resume: bool, force: bool) -> RunFolder:
     """The folder to write to; raises MisuseError where that would overwrite something, or there is nothing to resume."""
     if folder is None:
-        return RunFolder(_new_folder(f"{_short_name(config.graph)}-{config.method.name}-{config.ranks}"))
+        return RunFolder(_new_folder(f"{short_name(config.graph)}-{config.method.name}-{config.ranks}"))
     run_folder = RunFolder(folder)
     if resume:
         if not run_folder.config.is_file():
@@ -185,8 +185,8 @@ def open_run_folder(config: RunConfig, folder: Path | None, *, resume: bool, for
     return run_folder
 
 
-def _short_name(graph: str) -> str:
-    """What a shell need not quote: ``generated:nodes=9,...`` is generated, ``pyg:Planetoid/Cora`` Cora."""
+def short_name(graph: str) -> str:
+    """A graph's name in a folder's; what a shell need not quote: ``generated:nodes=9,...`` is generated, ``pyg:Planetoid/Cora`` Cora."""
     scheme, _, rest = graph.partition(":")
     name = scheme if scheme == "generated" or not rest else rest
     return re.sub(r"[^A-Za-z0-9_.]+", "-", Path(name.partition("+")[0]).stem)[:40] or "graph"

@@ -138,18 +138,20 @@ def finish(console: Console, outcome: Outcome) -> int:
     console.note("drawing forecast beside measurement ...")
     report = outcome.write_page()
     files = {"plan": str(outcome.plan_folder), "run": str(outcome.run_folder), **report}
-    console.document({**outcome.result, "stages": dict(outcome.stages), "files": {**outcome.result["files"], **files}})
+    console.document({**outcome.result, "stages": outcome.spent, "files": {**outcome.result["files"], **files}})
     show(console, outcome)
     console.closing(files, f"halocast export {outcome.run_folder} --to perfetto")
     return 0
 
 
 def new_folder(config: RunConfig) -> Path:
-    """A new one under runs/."""
-    from halocast.runtime.run import open_run_folder
+    """One under runs/ that is not there yet."""
+    from halocast.runtime.run import short_name
 
-    path = open_run_folder(config, None, resume=False, force=False).path
-    return path.with_name(path.name.replace(f"-{config.method.name}-", "-tuned-"))
+    stem, number = f"{short_name(config.graph)}-tuned-{config.ranks}", 1
+    while (path := Path("runs") / f"{stem}-{number:03d}").exists():
+        number += 1
+    return path
 
 
 @dataclass
@@ -170,6 +172,14 @@ class Outcome:
     forecast_folder: Path
     seconds: float
     """An epoch of the training, as forecasts are compared with it."""
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """Seconds by stage; those that came twice together."""
+        seconds: dict[str, float] = {}
+        for name, each in self.stages:
+            seconds[name] = seconds.get(name, 0.0) + each
+        return seconds
 
     def write_page(self) -> dict[str, str]:
         """The page and its picture, beside the plan."""
@@ -438,11 +448,14 @@ class _Stage:
 
 def _train(config: RunConfig, folder: Path, console: Console, *, resume: bool = False) -> dict[str, Any]:
     """Train into `folder`; what a broken attempt without a checkpoint left there goes."""
+    import shutil
+
     from halocast.runtime.run import train
 
-    force = folder.exists() and not resume
+    if folder.exists() and not resume:
+        shutil.rmtree(folder)
     with console.training(config.training.epochs) as progress:
-        return train(config, folder, resume=resume, force=force, emit=progress)
+        return train(config, folder, resume=resume, emit=progress)
 
 
 def _result_of(folder: Path) -> dict[str, Any] | None:
@@ -487,5 +500,5 @@ def show(console: Console, outcome: Outcome) -> None:
     """The verdict and what the loop cost."""
     console.result(str(outcome.result.get("verdict", "")))
     console.result(f"  {outcome.plan.why}")
-    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in outcome.stages)
+    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in outcome.spent.items())
     console.result(f"  {spent}")
