@@ -186,7 +186,7 @@ def open_run_folder(config: RunConfig, folder: Path | None, *, resume: bool, for
 
 
 def short_name(graph: str) -> str:
-    """A graph's name in a folder's; what a shell need not quote: ``generated:nodes=9,...`` is generated, ``pyg:Planetoid/Cora`` Cora."""
+    """A graph's name in that of a folder, without what a shell would quote: of ``pyg:Planetoid/Cora`` Cora."""
     scheme, _, rest = graph.partition(":")
     name = scheme if scheme == "generated" or not rest else rest
     return re.sub(r"[^A-Za-z0-9_.]+", "-", Path(name.partition("+")[0]).stem)[:40] or "graph"
