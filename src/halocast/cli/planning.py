@@ -467,12 +467,15 @@ def save(planned: Planned, folder: Path) -> Planned:
 RUN_NOISE = 0.06
 """Standard deviation of log(epoch time) from run to run of one configuration on one machine, where repeats do not tell: what
 validation found on shared machines lies between 0.04, its speed known, and 0.075."""
+TRUST = 0.5
+"""How much of a trial's difference to its forecast is the plan's own, and not that run's: variance of the model's errors over
+that and the variance from run to run, which are about alike."""
 CORRECTED_FROM = 0.01
 """Smaller differences are noise."""
 
 
 def correct_by_trial(planned: Planned, trial: Observation) -> Planned:
-    """The forecast of a plan that was tried for a few epochs: off by what the trial's own forecast was off by.
+    """The forecast of a plan that was tried for a few epochs, corrected by half of what the trial's own forecast was off by.
 
     `trial`: of the same partition and method, at the widths of the plan before. Where the plan has changed more than its
     widths since, it stays as it was forecast.
@@ -487,12 +490,13 @@ def correct_by_trial(planned: Planned, trial: Observation) -> Planned:
     if not same:
         return planned
     tried, _ = forecast(planned.costs, replace(chosen.scenario, bits=trial.bits))
-    ratio = trial.seconds / tried.epoch_seconds.value
+    ratio = float((trial.seconds / tried.epoch_seconds.value) ** TRUST)
     seconds = planned.plan.forecast
     noise = planned.costs.noise or RUN_NOISE
-    half = float(np.exp(NINETY_PERCENT * np.sqrt(2.0) * noise))  # of the trial and of the run
+    half = float(np.exp(NINETY_PERCENT * np.sqrt(1.0 + TRUST) * noise))  # of the run, and what is left of the model's
     value = seconds.epoch_seconds * ratio
     changed = seconds.model_copy(update={"epoch_seconds": value, "low": value / half, "high": value * half})
-    note = f"forecast × {ratio:.3f}: so much longer its trial took than forecast ({1e3 * trial.seconds:.1f} ms)"
+    expected = 1e3 * tried.epoch_seconds.value
+    note = f"forecast × {ratio:.3f}: its trial took {1e3 * trial.seconds:.1f} ms, not the {expected:.1f} ms that were forecast"
     notes = (*planned.plan.notes, note) if abs(ratio - 1.0) >= CORRECTED_FROM else planned.plan.notes
     return replace(planned, plan=planned.plan.model_copy(update={"forecast": changed, "notes": notes}))
