@@ -14,6 +14,7 @@ import argparse
 import datetime
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,8 +35,10 @@ Curve = list[tuple[float, float]]
 class Clock(Console):
     """Notes when evaluations happened, and prints nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, traced: int) -> None:
         super().__init__()
+        self.traced = traced
+        """Epochs of runs that are recorded only: their evaluations do not count."""
         self.curve: Curve = []
         self.began = time.perf_counter()
 
@@ -52,7 +55,7 @@ class Clock(Console):
 
 class _Progress:
     def __init__(self, clock: Clock, epochs: int) -> None:
-        self._clock, self._counts = clock, epochs > TRACED
+        self._clock, self._counts = clock, epochs > clock.traced
 
     def __enter__(self) -> Self:
         return self
@@ -65,9 +68,6 @@ class _Progress:
             self._clock.event(event)
 
 
-TRACED = 8
-
-
 def reached(curve: Curve, target: float) -> float | None:
     """Seconds until the first evaluation that is at least as good."""
     return next((seconds for seconds, score in curve if score >= target), None)
@@ -78,18 +78,34 @@ def race(graph: Path, options: argparse.Namespace) -> dict[str, Curve]:
     shared = document(graph, options)
     shared["training"] = {**shared["training"], "epochs": options.epochs, "evaluate_every": 5}
     work = options.work / f"race-{graph.stem}-{options.ranks}"
-    curves: dict[str, Curve] = {}
-    for name, method in (
-        ("plain", {"name": "full", "exact": NO_SAVINGS}),
-        ("AdaQP as published", {"name": "adaqp", "bits": "adaptive", "exact": NO_SAVINGS}),
-    ):
-        clock = Clock()
-        train(resolve({**shared, "method": method}, "race"), work / name.partition(" ")[0], force=True, emit=clock.event)
-        curves[name] = clock.curve
-    clock = Clock()
-    Tuning(resolve(shared, "race"), Goal(), work / "tune", clock, trials=options.trials, traced_epochs=TRACED).run()
-    curves["tune"] = clock.curve
-    return curves
+
+    def trained(name: str, method: dict[str, Any]) -> Curve:
+        clock = Clock(0)
+        train(resolve({**shared, "method": method}, "race"), work / name, emit=clock.event)
+        return clock.curve
+
+    def tuned() -> Curve:
+        clock = Clock(options.traced)
+        settings = {"trials": options.trials, "traced_epochs": options.traced, "partitions": options.partitions}
+        Tuning(resolve(shared, "race"), Goal(), work / f"tune-{options.trials}-{options.traced}", clock, **settings).run()
+        return clock.curve
+
+    adaqp = {"name": "adaqp", "bits": "adaptive", "exact": NO_SAVINGS}
+    return {
+        "plain": kept(work / "plain.json", lambda: trained("plain", {"name": "full", "exact": NO_SAVINGS})),
+        "AdaQP as published": kept(work / "adaqp.json", lambda: trained("adaqp", adaqp)),
+        "tune": kept(work / f"tune-{options.trials}-{options.traced}.json", tuned),
+    }
+
+
+def kept(path: Path, run: Callable[[], Curve]) -> Curve:
+    """A curve, from `path` where it was measured before."""
+    if path.is_file():
+        return [(float(seconds), float(score)) for seconds, score in json.loads(path.read_text())]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    curve = run()
+    path.write_text(json.dumps(curve) + "\n")
+    return curve
 
 
 def main() -> None:
@@ -101,7 +117,9 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--share", type=float, default=0.995)
-    parser.add_argument("--trials", type=int, default=1)
+    parser.add_argument("--trials", type=int, default=0, help="of the plan, before it is trained")
+    parser.add_argument("--traced", type=int, default=5, help="epochs of each recorded run")
+    parser.add_argument("--partitions", type=int, default=2)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -122,7 +140,8 @@ def main() -> None:
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         stem = f"planner-race-{datetime.date.today().isoformat()}"
-        settings = {name: getattr(options, name) for name in ("ranks", "link", "model", "hidden", "epochs", "share", "trials")}
+        shown = ("ranks", "link", "model", "hidden", "epochs", "share", "trials", "traced", "partitions")
+        settings = {name: getattr(options, name) for name in shown}
         text = ["# Time to a target accuracy", "\n".join(lines), footer(settings)]
         (options.out / f"{stem}.md").write_text("\n\n".join(text))
         (options.out / f"{stem}.json").write_text(json.dumps(everything) + "\n")
