@@ -12,6 +12,7 @@ from tests.integration.training.test_train import halocast
 from halocast.traces.plan import read_plan
 from halocast.traces.rows import read_rows
 
+pytestmark = pytest.mark.timeout(400)  # the first test waits for a whole loop
 SPEC = "generated:nodes=400,degree=8,features=12,classes=4,communities=6,seed=3"
 TUNE = [
     "tune", SPEC, "--ranks", "2", "--hidden", "16", "--epochs", "6", "--traced-epochs", "4", "--partitions", "2",

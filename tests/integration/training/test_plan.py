@@ -15,6 +15,7 @@ from tests.support.plans import make_plan
 from halocast.traces.operations import Direction
 from halocast.traces.plan import widths_name
 
+pytestmark = pytest.mark.timeout(300)  # several runs a test
 SPEC = "generated:nodes=300,degree=8,features=12,classes=4,communities=6,seed=3"
 QUICK = ["--set", "timeout_seconds=60", "--epochs", "4"]
 
