@@ -1,7 +1,7 @@
 """Which partition, savings, method and widths: every candidate is forecast, none is trained.
 
 In order: partitions are ranked by the forecast of their epoch at one width; the lossless savings are tried one by one on the
-best; widths are traded against time on the best two; what is left is a Pareto front, and one of it is recommended.
+best; widths are traded against time on the best one or two; what is left is a Pareto front, and one of it is recommended.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ from halocast.traces.workload import ExactSavings
 
 FIRST_BITS = 4
 """Width at which partitions and savings are compared."""
-TRIED_TRADES = 6
+TRIED_TRADES = 5
 """Points of the path from the fastest to the widest widths that are simulated; more where a budget lies between two."""
+NEAR = 0.02
+"""Widths are traded on a second partition too where its epoch is no longer than the best one's by more than this share."""
 AS_FAST = 0.01
 """Epochs that differ by less than this share count as equally long: the one with less variance is better."""
 PAYS = 0.005
@@ -244,10 +246,12 @@ class Search:
             self.report(f"refining {best[0].name}")
             refined = refine(best[0], self._likely(best[0], exact))
             if refined is not None:
-                best = [refined, *best]
+                best = [refined, *best[1:]]
         self.options += [baseline, *(self.plain(each, exact) for each in best[:3])]
         if "adaqp" in self.methods:
-            for partition in best[:2]:
+            fastest = self._best_seconds(best[0], exact)
+            near = [each for each in best[1:2] if self._best_seconds(each, exact) <= fastest * (1.0 + NEAR)]
+            for partition in (best[0], *near):
                 self.report(f"trading widths against time on {partition.name}")
                 self._trade(partition, exact)
 
