@@ -103,5 +103,5 @@ def draw_width_legend(axes: Axes, widths: Sequence[int]) -> None:
     """One entry a width; the unit stands at the first one, for want of room."""
     units = [f"{bits} bit{'s' * (bits > 1)}" if place == 0 else str(bits) for place, bits in enumerate(widths)]
     legend_below(
-        axes.figure, [Patch(facecolor=colour_of(bits), label=unit) for bits, unit in zip(widths, units, strict=True)], columns=9
+        axes.figure, [Patch(facecolor=colour_of(bits), label=unit) for bits, unit in zip(widths, units, strict=True)], columns=5
     )

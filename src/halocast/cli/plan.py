@@ -37,7 +37,7 @@ def plan(
     exchange_bytes: float | None = None,
     memory: float | None = None,
     price_per_hour: float | None = None,
-    partitions: int = 6,
+    partitions: int = 5,
     device: str | None = None,
     network: str | None = None,
     inside: str | None = None,

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from halocast.runtime.config import RunConfig
 
 Report = Callable[[str], None]
-REFINEMENTS = 3
+REFINEMENTS = 2
 """Partitions that refinement forecasts, beside the one it starts from."""
 WORTH_REFINING = 0.005
 """Share of the epoch that moving nodes must take away."""
@@ -292,7 +292,7 @@ def make_plan(
     placed: Hardware | None = None,
     ranks: Sequence[int] = (),
     methods: Sequence[str] = ("full", "adaqp"),
-    partitions: int = 6,
+    partitions: int = 5,
     refined: bool = True,
     risk: RiskCurve | None = None,
     baseline: Baseline | None = None,

@@ -49,7 +49,7 @@ def tune(
     epoch_seconds: float | None = None,
     variance: float | None = None,
     memory: float | None = None,
-    partitions: int = 6,
+    partitions: int = 5,
     trials: int = 1,
     traced_epochs: int = TRACED_EPOCHS,
     baseline: Flag = False,
@@ -196,7 +196,7 @@ class Tuning:
     goal: Goal
     folder: Path
     console: Console
-    partitions: int = 6
+    partitions: int = 5
     trials: int = 1
     traced_epochs: int = TRACED_EPOCHS
     whole_baseline: bool = False
