@@ -169,12 +169,13 @@ def plan(
     goal = Goal(
         epoch_seconds, variance, exchange_bytes, DEFAULT_POINTS if risk is None else risk, memory, price_per_hour, strict
     )
+    placed = Hardware(device, network, link, inside, ranks_per_host, transport=transport, catalogue=hardware)
     planned = make_plan(
         config,
         known,
         RowModel.load(rows_beside(costs)),
         goal,
-        placed=Hardware(device, network, link, inside, ranks_per_host, transport=transport, catalogue=hardware),
+        placed=placed,
         ranks=counts,
         methods=METHOD_NAMES if method is None else tuple(dict.fromkeys(("full", method) if method == "adaqp" else (method,))),
         partitions=partitions,
@@ -192,7 +193,7 @@ def plan(
             "files": {"plan": str(folder)},
         }
     )
-    show(console, planned.plan, answer)
+    show(console, planned.plan, answer, placed.title if placed.is_cluster else planned.plan.hosts)
     console.closing({"plan": str(folder)}, f"halocast train --plan {folder}")
     return 0
 
@@ -222,12 +223,12 @@ def _row(option: Option, answer: Answer) -> dict[str, Any]:
     }
 
 
-def show(console: Console, plan: Any, answer: Answer) -> None:
+def show(console: Console, plan: Any, answer: Answer, where: str) -> None:
     """The recommendation, the front it is on, and what was decided on the way."""
     chosen = answer.chosen
     seconds = chosen.forecast.epoch_seconds
     console.result(
-        f"{plan.graph.name}, {plan.world_size} ranks, {plan.hosts}: {1e3 * seconds.value:.1f} ms an epoch "
+        f"{plan.graph.name}, {plan.world_size} ranks, {where}: {1e3 * seconds.value:.1f} ms an epoch "
         f"(90 % between {1e3 * seconds.low:.1f} and {1e3 * seconds.high:.1f}), "
         f"{answer.baseline.seconds / chosen.seconds:.1f} × plain"
     )

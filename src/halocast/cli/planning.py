@@ -327,6 +327,8 @@ def make_plan(
     assert search is not None
     answer = search.answer()
     plan, arrays = describe(answer, config, goal, baseline)
+    if placed.is_cluster:  # its ranks are where a launcher puts them, not behind the testbed's links
+        plan = plan.model_copy(update={"hosts": "local", "notes": (f"hardware: {placed.title}", *plan.notes)})
     return Planned(plan, arrays, answer, moved)
 
 
