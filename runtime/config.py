@@ -216,6 +216,13 @@ def resolve(document: Mapping[str, Any], origin: str) -> RunConfig:
         raise MisuseError(f"{origin}: {_explain(error)}") from error
 
 
+def without_none(document: dict[str, Any]) -> dict[str, Any]:
+    """TOML has no null."""
+    return {
+        key: without_none(value) if isinstance(value, dict) else value for key, value in document.items() if value is not None
+    }
+
+
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     path = ".".join(str(part) for part in first["loc"])

@@ -19,7 +19,7 @@ from halocast.runtime import kernels
 from halocast.runtime.bits.pricing import has_prices
 from halocast.runtime.bits.rules import FileRule
 from halocast.runtime.checkpoint import checkpoints, read_progress
-from halocast.runtime.config import RunConfig
+from halocast.runtime.config import RunConfig, without_none
 from halocast.runtime.footprint import FootprintMeter
 from halocast.runtime.graph.aggregated import DENSE_FROM
 from halocast.runtime.graph.shard import ShardSet, open_shards
@@ -212,7 +212,7 @@ def prepare_run_folder(folder: RunFolder, config: RunConfig, shards: ShardSet, *
         if not resume and folder.config.is_file():
             shutil.rmtree(folder.path)
         folder.path.mkdir(parents=True, exist_ok=True)
-        write_text(folder.config, tomli_w.dumps(_without_none(config.model_dump(mode="json"))))
+        write_text(folder.config, tomli_w.dumps(without_none(config.model_dump(mode="json"))))
         folder.result.unlink(missing_ok=True)
         write_json(
             folder.job,
@@ -225,13 +225,6 @@ def prepare_run_folder(folder: RunFolder, config: RunConfig, shards: ShardSet, *
         )
     except OSError as error:
         raise RunError(f"cannot write run folder {folder.path}: {error.strerror}") from error
-
-
-def _without_none(document: dict[str, Any]) -> dict[str, Any]:
-    """TOML has no null."""
-    return {
-        key: _without_none(value) if isinstance(value, dict) else value for key, value in document.items() if value is not None
-    }
 
 
 def read_result(folder: RunFolder) -> dict[str, Any]:

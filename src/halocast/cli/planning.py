@@ -241,12 +241,12 @@ def partition_name(description: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
-def refiner(costs: Costs, exact_of: Callable[[Option], ExactSavings]) -> Callable[[Partitioned, Option], Partitioned | None]:
+def refiner(costs: Costs) -> Callable[[Partitioned, Option], Partitioned | None]:
     """Moves boundary nodes of the best partition for as long as the forecast falls."""
 
     def refine(partition: Partitioned, option: Option) -> Partitioned | None:
         assert isinstance(partition, GraphPartition)
-        asked, graph, exact = partition.asked, partition.asked.graph, exact_of(option)
+        asked, graph, exact = partition.asked, partition.asked.graph, option.scenario.workload.exact
         if partition.ranks == 1 or graph.nnz > LARGE:
             return None
 
@@ -323,7 +323,7 @@ def make_plan(
             before = _tried(asked, tried)
             search.incumbent = before.name
             candidates = [candidate for candidate in candidates if candidate.name != before.name] + [before]
-        search.explore(candidates, refiner(moved, lambda option: option.scenario.workload.exact) if refined else _as_it_is)
+        search.explore(candidates, refiner(moved) if refined else _as_it_is)
     assert search is not None
     answer = search.answer()
     plan, arrays = describe(answer, config, goal, baseline)

@@ -290,7 +290,7 @@ class Tuning:
 
     def _config(self, *, epochs: int, method: Mapping[str, Any], trace_rows: bool = False, quiet: bool = True) -> RunConfig:
         """The run's configuration with another method; `quiet`: without evaluations and checkpoints."""
-        from halocast.runtime.config import resolve
+        from halocast.runtime.config import resolve, without_none
 
         document = self.config.model_dump(mode="json")
         document["method"] = {**document["method"], **method}
@@ -298,7 +298,7 @@ class Tuning:
         if quiet:
             document["training"].update(evaluate_every=0, checkpoint_every=0, patience=0)
         document["trace"]["rows"] = trace_rows
-        return resolve(_without_none(document), "tune")
+        return resolve(without_none(document), "tune")
 
     def _record_plain(self, whole: bool) -> dict[str, Any]:
         epochs = self.config.training.epochs if whole else self.traced_epochs
@@ -407,11 +407,11 @@ class Tuning:
         return folder
 
     def _planned_config(self, plan_folder: Path, *, epochs: int, quiet: bool) -> RunConfig:
-        from halocast.runtime.config import resolve
+        from halocast.runtime.config import resolve, without_none
         from halocast.runtime.planned import follow
         from halocast.traces.plan import read_plan
 
-        document = _without_none(self._config(epochs=epochs, method={}, quiet=quiet).model_dump(mode="json"))
+        document = without_none(self._config(epochs=epochs, method={}, quiet=quiet).model_dump(mode="json"))
         for section in ("method", "partition", "plan"):  # the plan's to say
             document.pop(section, None)
         if quiet:  # a trial keeps its widths: what it measures is the plan's own epoch
@@ -474,17 +474,13 @@ def _measured(folder: Path) -> float:
     import numpy as np
     import pandas as pd
 
+    from halocast.runtime.planned import UNMEASURED_EPOCHS
+
     table = pd.read_csv(folder / "metrics.csv")
-    seconds = table.loc[table["epoch"] >= 2, "epoch_seconds"]
+    seconds = table.loc[table["epoch"] >= UNMEASURED_EPOCHS, "epoch_seconds"]
     if seconds.empty:
         raise RunError(f"{folder} has no epoch after the first two; train for 4 or more")
     return float(np.median(seconds))
-
-
-def _without_none(document: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_none(value) if isinstance(value, dict) else value for key, value in document.items() if value is not None
-    }
 
 
 def _difference(known: Any, asked: Any, path: str = "") -> str:
