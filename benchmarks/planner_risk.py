@@ -22,9 +22,9 @@ from benchmarks.planner_variance import footer
 
 from halocast.runtime.config import RunConfig, resolve
 from halocast.runtime.run import train
-from halocast.simulator.planner.bits import variance_factor
 from halocast.simulator.planner.risk import TrainedRun, fit_risk
 from halocast.traces.rows import read_rows
+from halocast.traces.wire import variance_factor
 
 WIDTHS = (1, 2, 4)
 SAVINGS = ("aggregate_features_once", "transform_first", "labelled_gradients_only", "keep_halo_features")

@@ -22,6 +22,11 @@ BitHistogram = tuple[tuple[int, int], ...]
 """(bits, rows) pairs, ascending bits."""
 
 
+def variance_factor(bits: int) -> float:
+    """Variance over β of a message that wide; bfloat16 is taken for 16 bits of code, and 32 bits are exact."""
+    return 0.0 if bits == 32 else 1.0 / (2.0**bits - 1.0) ** 2
+
+
 def record_bytes(bits: int, dim: int, *, one_sided: bool, rotated: bool = False) -> int:
     """Bytes of one row of `dim` values at `bits`.
 

@@ -30,7 +30,7 @@ from halocast.runtime.exchange.quantized import ExchangeKey, MessageWidths
 from halocast.runtime.exchange.transport import Transport
 from halocast.runtime.graph.npz import NpzReader, open_npz
 from halocast.traces.plan import effect_name, prices_name
-from halocast.traces.wire import WIDTHS, record_bytes
+from halocast.traces.wire import WIDTHS, record_bytes, variance_factor
 
 Floats = npt.NDArray[np.float64]
 Widths = npt.NDArray[np.uint8]
@@ -39,7 +39,7 @@ Keys = npt.NDArray[np.int32]
 BIN_BITS = 12
 BINS = 1 << BIN_BITS
 """Of a histogram: one over all upgrades, then one inside the bin in which the budget ends."""
-NOISE = np.array([1.0 / (2.0**bits - 1.0) ** 2 if 0 < bits < 32 else 0.0 for bits in range(33)])
+NOISE = np.array([variance_factor(bits) if bits else 0.0 for bits in range(33)])
 """By width: the share of β that is left as variance."""
 
 

@@ -23,7 +23,7 @@ from halocast.errors import MisuseError
 from halocast.simulator.planner.timing import ExchangeKey, WireTimes, exposed
 from halocast.simulator.planner.widths import Choices, at_price, convex_hull, within_bytes
 from halocast.traces.operations import Direction
-from halocast.traces.wire import HEADER_BYTES, WIDTHS, record_bytes
+from halocast.traces.wire import HEADER_BYTES, WIDTHS, record_bytes, variance_factor
 from halocast.traces.workload import BitAssignment, ExchangeBits
 
 Floats = npt.NDArray[np.float64]
@@ -38,11 +38,6 @@ ROUNDS = 60
 """Of adjusting a duration's prices."""
 LEAST_SHARE = 1e-6
 """Of the highest price: what a byte costs at least where nothing is full, so that widening stops when something is."""
-
-
-def variance_factor(bits: int) -> float:
-    """Variance over β of a message that wide; bfloat16 is as good as 16 bits here, and 32 bits are exact."""
-    return 0.0 if bits == 32 else 1.0 / (2.0**bits - 1.0) ** 2
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,8 @@ import numpy as np
 
 from halocast.simulator.forecast import width_shares
 from halocast.simulator.observations import Observation
-from halocast.simulator.planner.bits import variance_factor
 from halocast.traces.rows import RowStatistics
+from halocast.traces.wire import variance_factor
 
 if TYPE_CHECKING:
     from halocast.simulator.planner.rowmodel import RowModel

@@ -13,12 +13,11 @@ from halocast.simulator.planner.bits import (
     mean_bits,
     trades,
     uniform_option,
-    variance_factor,
     within_total_bytes,
 )
 from halocast.simulator.planner.timing import WireTimes
 from halocast.traces.operations import Direction
-from halocast.traces.wire import HEADER_BYTES, WIDTHS
+from halocast.traces.wire import HEADER_BYTES, WIDTHS, variance_factor
 
 FORWARD, BACKWARD = Direction.FORWARD, Direction.BACKWARD
 
