@@ -30,8 +30,9 @@ from halocast.reports.comparison import (
 )
 from halocast.reports.page import inline_svg, page_template, png, write_files
 from halocast.reports.pareto import Candidate, draw_candidates, runner_up
-from halocast.reports.train import SPLITS, TrainRun, byte_count, byte_range
+from halocast.reports.train import SPLITS, TrainRun, byte_range
 from halocast.reports.widths import Histogram, draw_renewals, draw_widths, mean_bits
+from halocast.reports.words import byte_count
 from halocast.traces.plan import Plan
 from halocast.traces.trace import Trace
 

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 
 import jinja2
 import matplotlib
+import numpy as np
+import numpy.typing as npt
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from halocast.errors import RunError
 from halocast.reports import figures
+from halocast.reports.document import Marks
 
 PNG_DPI = 160
+SVG_PIXELS = 72.0
+"""Of matplotlib's SVG, to an inch."""
 THEME_COLOURS: Mapping[str, str] = MappingProxyType(
     {
         figures.INK: "var(--ink)",
@@ -40,6 +47,20 @@ def page_template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
     )
     return environment.get_template(name)
+
+
+def page_asset(name: str) -> Markup:
+    """A script of this package, to stand in a page as it is."""
+    return Markup(resources.files("halocast.reports").joinpath("templates", name).read_text(encoding="utf-8"))
+
+
+def marks_of(figure: Figure, axes: Axes, x: npt.ArrayLike, y: npt.ArrayLike, texts: Sequence[str]) -> Marks:
+    """What a finished figure says at points of its axes, in data coordinates; texts may have several lines."""
+    figure.draw_without_rendering()  # layouts are settled in drawing
+    across, up = axes.transData.transform(np.column_stack([np.asarray(x, float), np.asarray(y, float)])).T
+    height = figure.get_figheight()
+    scale = SVG_PIXELS / figure.dpi
+    return Marks(x=(across * scale).tolist(), y=(SVG_PIXELS * height - up * scale).tolist(), texts=texts)
 
 
 def png(figure: Figure) -> bytes:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from halocast.reports import figures
 from halocast.reports.page import inline_svg, page_template, png, write_files
+from halocast.reports.words import byte_count
 from halocast.traces.trace import COMMUNICATION, COMPUTE, Trace
 
 
@@ -139,15 +140,6 @@ def covered(slices: pd.DataFrame) -> float:
     right = np.maximum.accumulate((ordered["left"] + ordered["width"]).to_numpy())
     reached = np.concatenate([left[:1], right[:-1]])
     return float(np.clip(right - np.maximum(left, reached), 0, None).sum())
-
-
-def byte_count(size: float) -> str:
-    """``512 B``, ``1.27 MB``: decimal units, three digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5:
-            return f"{size:.0f} B" if unit == "B" else f"{figures.three_digits(size)} {unit}"
-        size /= 1000
-    return f"{figures.three_digits(size)} TB"
 
 
 def byte_range(sizes: Sequence[int]) -> str:

@@ -11,7 +11,8 @@ from synthetic import Scenario, write_synthetic_run
 
 from halocast.errors import RunError
 from halocast.reports.figures import view_epoch
-from halocast.reports.train import TrainRun, byte_count, covered, facts, rank_rows, render_page, write_train_report
+from halocast.reports.train import TrainRun, covered, facts, rank_rows, render_page, write_train_report
+from halocast.reports.words import byte_count
 from halocast.traces.trace import read_manifest, read_trace, write_manifest
 
 

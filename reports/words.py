@@ -1,0 +1,73 @@
+"""Numbers as people read them: three digits, decimal units, the same everywhere."""
+
+from __future__ import annotations
+
+import math
+
+from halocast.reports.document import Form, Value
+from halocast.reports.figures import duration, three_digits
+
+NOTHING = "–"
+"""What stands for a value that is not there."""
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
+
+
+def written(value: Value, form: Form, currency: str = "") -> str:
+    """A value in words: ``1.27 s``, ``512 MB``, ``3.4 ×``, ``12 %``, ``EUR 4.20``."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return NOTHING
+    if isinstance(value, str):
+        return value
+    match form:
+        case "seconds":
+            return time_span(value)
+        case "bytes":
+            return byte_count(value)
+        case "ratio":
+            return f"{three_digits(value)} ×"
+        case "percent":
+            return f"{100 * value:.0f} %" if abs(value) >= 0.0995 or value == 0 else f"{100 * value:.1f} %"
+        case "change":
+            return f"{100 * value:+.1f} %".replace("-", "−")
+        case "money":
+            return money(value, currency)
+        case "bits":
+            return f"{value:.2f}" if isinstance(value, float) else f"{value}"
+        case "count":
+            return f"{value:,.0f}"
+        case _:
+            return compact(value)
+
+
+def compact(value: float) -> str:
+    """Three digits, thousands separated: ``0.0127``, ``1.27``, ``12,700``."""
+    if isinstance(value, int) or (abs(value) >= 999.5 and math.isfinite(value)):
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def time_span(seconds: float) -> str:
+    """``0.812 ms``, ``1.27 s``, ``12.5 min``, ``3.20 h``, ``4.10 days``."""
+    if not math.isfinite(seconds):
+        return NOTHING
+    if seconds < 2 * MINUTE:
+        return duration(1e3 * seconds)
+    for unit, name, upper in ((MINUTE, "min", 2 * HOUR), (HOUR, "h", 2 * DAY)):
+        if seconds < upper:
+            return f"{three_digits(seconds / unit)} {name}"
+    return f"{three_digits(seconds / DAY)} days"
+
+
+def byte_count(size: float) -> str:
+    """``512 B``, ``1.27 MB``: decimal units, three digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.0f} B" if unit == "B" else f"{three_digits(size)} {unit}"
+        size /= 1000
+    return f"{three_digits(size)} TB"
+
+
+def money(amount: float, currency: str) -> str:
+    """``EUR 4.20``, ``EUR 0.0031``, ``EUR 12,300``."""
+    digits = f"{amount:,.0f}" if amount >= 1000 else f"{amount:,.2f}" if amount >= 0.1 or amount == 0 else f"{amount:.2g}"
+    return f"{currency} {digits}".strip()
