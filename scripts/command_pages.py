@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
 import typing
 from pathlib import Path
 
@@ -50,9 +49,8 @@ def default_of(parameter: inspect.Parameter) -> str:
 
 def with_flags(page: str, command: str) -> str:
     """The page with its table made anew."""
-    return re.sub(
-        f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: f"{BEGIN}\n{flags_table(command)}\n{END}", page, flags=re.S
-    )
+    before, _, rest = page.partition(BEGIN)
+    return f"{before}{BEGIN}\n{flags_table(command)}\n{END}{rest.partition(END)[2]}"
 
 
 def main() -> None:
