@@ -69,9 +69,7 @@ def export_side_by_side(traces: Mapping[str, Trace], out: Path) -> Path:
     runs = []
     for label, trace in traces.items():
         runs.append(_run_events(trace, replace(place, label=f"{label}: ")))
-        place = replace(
-            place, process=place.process + trace.manifest.world_size, message=place.message + len(trace.messages)
-        )
+        place = replace(place, process=place.process + trace.manifest.world_size, message=place.message + len(trace.messages))
     _write_events(out, {"schemaVersion": 1, "displayTimeUnit": "ms"}, itertools.chain.from_iterable(runs))
     return out
 
@@ -250,7 +248,7 @@ def match_messages(slices: pd.DataFrame, messages: pd.DataFrame) -> pd.DataFrame
     columns = ["sender", "sender_thread", "departs_ns", "receiver", "receiver_thread", "arrives_ns", "bytes"]
     if slices.empty or messages.empty:
         return pd.DataFrame(columns=columns, dtype="int64")
-    pairs = _pair_ends(messages)
+    pairs = pair_ends(messages)
     departures = _departures(slices)
     waits = slices[slices["op"] == "Wait"].rename(columns={"rank": "receiver", "peer": "awaited"})
     arrows = pairs.merge(departures, on=["sender", "phase", "epoch", "index"])
@@ -261,12 +259,16 @@ def match_messages(slices: pd.DataFrame, messages: pd.DataFrame) -> pd.DataFrame
     return arrows[columns].sort_values(["departs_ns", "sender", "receiver"], kind="stable", ignore_index=True)
 
 
-def _pair_ends(messages: pd.DataFrame) -> pd.DataFrame:
-    """Both ends of every message: the k-th sent of a place in the epoch is the k-th that the peer received there."""
-    sent = messages.loc[messages["bytes_out"] > 0, [*PLACE, "rank", "peer", "index", "bytes_out"]].rename(
+def pair_ends(messages: pd.DataFrame) -> pd.DataFrame:
+    """Both ends of every message: the k-th sent of a place in the epoch is the k-th that the peer received there.
+
+    Columns phase, epoch, layer, direction, turn (k), sender, receiver, the exchanges' index and receiver_index, bytes (as
+    sent), bytes_in, send_done_ns and receive_done_ns. A message without its other end is left out.
+    """
+    sent = messages.loc[messages["bytes_out"] > 0, [*PLACE, "rank", "peer", "index", "bytes_out", "send_done_ns"]].rename(
         columns={"rank": "sender", "peer": "receiver", "bytes_out": "bytes"}
     )
-    received = messages.loc[messages["bytes_in"] > 0, [*PLACE, "rank", "peer", "index", "receive_done_ns"]].rename(
+    received = messages.loc[messages["bytes_in"] > 0, [*PLACE, "rank", "peer", "index", "bytes_in", "receive_done_ns"]].rename(
         columns={"rank": "receiver", "peer": "sender", "index": "receiver_index"}
     )
     ends = [*PLACE, "sender", "receiver"]

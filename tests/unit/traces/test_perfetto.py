@@ -13,8 +13,11 @@ from hta.trace_analysis import TraceAnalysis
 from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import Scenario, synthetic_manifest, write_synthetic_run
+from tests.support.chrome_trace import import_chrome_trace
 
 from halocast.errors import RunError
+from halocast.reports.breakdown import epoch_parts
+from halocast.reports.figures import view_epoch
 from halocast.traces.epochs import one_epoch
 from halocast.traces.export.perfetto import (
     _exact_microseconds,
@@ -25,7 +28,6 @@ from halocast.traces.export.perfetto import (
 )
 from halocast.traces.operations import Exchange
 from halocast.traces.trace import TraceWriter, read_trace, write_manifest
-from tests.support.chrome_trace import import_chrome_trace
 
 ORIGIN_NS = 5_000_000_000  # of the first span of a synthetic run, on rank 0's clock
 
@@ -315,3 +317,25 @@ def test_holistic_trace_analysis_finds_the_same_numbers(trace, tmp_path):
         assert found["non_compute_time(us)"] == pytest.approx(alone, rel=0.01)
         hidden = overlap(intervals["computing"], intervals["communicating"]) / length(intervals["communicating"])
         assert overlaps.loc[rank, "comp_comm_overlap_pctg"] == pytest.approx(100 * hidden, rel=0.01)
+
+
+SAMPLE = Path(__file__).resolve().parents[3] / "traces" / "samples" / "generated-4-100mbit-adaqp4-cut" / "0"
+
+
+@pytest.mark.timeout(120)
+def test_holistic_trace_analysis_agrees_with_the_report_of_a_recorded_run(tmp_path):
+    epoch = one_epoch(read_trace(SAMPLE))
+    export_hta(epoch, tmp_path / "hta")
+    analysis = TraceAnalysis(trace_dir=str(tmp_path / "hta"))
+    found = analysis.get_temporal_breakdown(visualize=False).mean(numeric_only=True) / 1e3  # ms, mean over ranks
+    view = view_epoch(epoch)
+    parts = epoch_parts(view)
+    computing = parts["compute"] + parts["quantise"]
+    assert found["compute_time(us)"] == pytest.approx(computing, rel=0.01)
+    exposed = parts["exchange exposed"] + parts["all-reduce exposed"] + parts["other"]
+    # The report's epoch is that of all ranks; to HTA each rank's lasts from its own first kernel to its own last.
+    spans = epoch.aligned().spans
+    own = spans.assign(end_ns=spans["start_ns"] + spans["wall_ns"]).groupby("rank").agg({"start_ns": "min", "end_ns": "max"})
+    apart = view.milliseconds - (own["end_ns"] - own["start_ns"]).mean() / 1e6
+    outside = found["non_compute_time(us)"] + found["idle_time(us)"]
+    assert outside == pytest.approx(exposed - apart, rel=0.01)
