@@ -253,8 +253,8 @@ def match_messages(slices: pd.DataFrame, messages: pd.DataFrame) -> pd.DataFrame
     waits = slices[slices["op"] == "Wait"].rename(columns={"rank": "receiver", "peer": "awaited"})
     arrows = pairs.merge(departures, on=["sender", "phase", "epoch", "index"])
     arrows = _first_wait(arrows, waits)
-    # Inside the wait's slice, whose end is exclusive, or the viewer attaches the arrow to another slice.
-    last = arrows["start_ns"] + (arrows["wall_ns"] - 1).clip(lower=0)
+    # Inside the wait's slice, whose end is exclusive and may be cut off by 1 ns, or the arrow has no slice to end at.
+    last = arrows["start_ns"] + (arrows["wall_ns"] - 2).clip(lower=0)
     arrows["arrives_ns"] = arrows["receive_done_ns"].clip(lower=arrows["start_ns"], upper=last)
     return arrows[columns].sort_values(["departs_ns", "sender", "receiver"], kind="stable", ignore_index=True)
 

@@ -26,7 +26,7 @@ from halocast.traces.export.perfetto import (
     export_side_by_side,
     lay_out,
 )
-from halocast.traces.operations import Exchange
+from halocast.traces.operations import Direction, Exchange, PeerMessage, Wait
 from halocast.traces.trace import TraceWriter, read_trace, write_manifest
 
 ORIGIN_NS = 5_000_000_000  # of the first span of a synthetic run, on rank 0's clock
@@ -190,6 +190,27 @@ def test_slices_that_touch_stay_apart_when_their_times_are_cut_to_whole_ns(walls
     assert [int(ts * 1000.0) for ts in edges["ts"]] == starts.tolist()
     ends = [int(ts * 1000.0) + int(duration * 1000.0) for ts, duration in zip(edges["ts"], edges["dur"], strict=True)]
     assert all(end <= start for end, start in zip(ends, starts[1:].tolist(), strict=False))
+
+
+def test_arrows_end_within_their_wait_however_long_it_is(tmp_path):
+    """Messages that land when their wait ends: the last ns of a slice is where one that was cut off no longer is."""
+    random = np.random.default_rng(0)
+    write_manifest(tmp_path, synthetic_manifest(Scenario(world_size=2, clock_offsets_ns=(0, 0))))
+    waits = [0, 1, 2, 3, *random.integers(4, 3_000_000, 1500).tolist()]
+    for rank in (0, 1):
+        start, message = 0, PeerMessage(1 - rank, 1, 8)
+        with TraceWriter(tmp_path, rank) as writer:
+            for epoch, wall in enumerate(waits):
+                writer.span("train", epoch, 0, Exchange(0), "communication", start, wall + 7, 0, 0)
+                writer.span("train", epoch, 1, Wait(0, peer=1 - rank), "compute", start + 7, wall, 0, 0, peer=1 - rank)
+                landed = start + 7 + wall
+                writer.message("train", epoch, 0, 0, Direction.FORWARD, message, message, start, landed, landed)
+                start = landed + 11
+    imported = imported_from(export_perfetto(read_trace(tmp_path), tmp_path / "t.json"))
+    assert imported.problems == []
+    assert len(imported.flows) == 2 * len(waits)
+    assert all(sender.args["epoch"] == receiver.args["epoch"] for sender, receiver in imported.flows)
+    assert {receiver.args["op"] for _, receiver in imported.flows} == {"Wait"}
 
 
 @pytest.fixture(scope="module")
