@@ -25,11 +25,15 @@ ASSUMED: dict[str, list[str]] = {
         "GPUs of a machine exchange over PCIe 3 x16, each with a port of its own.",
         "Adaptive widths depend on values, which statistics do not have: a third of each exchange's rows at 2, 4 and 8 "
         "bits is assumed. The columns of one width bound it.",
+        "The line with the published share takes the bytes from the forecast and the share of messages in an epoch from "
+        "AdaQP's README (two epochs on one machine of 4); quantising is not counted in it, nor what is hidden under "
+        "central rows.",
         "Assigning the widths is not counted.",
     ],
     "SAR": [
         "Three GraphSAGE layers of 256 with batch normalisation, 128 features, 172 classes, float32: "
-        "github.com/IntelLabs/SAR. The published gigabytes are read off its bar chart.",
+        "github.com/IntelLabs/SAR. The published gigabytes are as they are quoted; the chart that they are read off was "
+        "not at hand.",
         "Counted, for the machine that needs most: the most bytes of buffers alive at once in the program of "
         "benchmarks/headline_sar.py (activations and what autograd keeps of them, gradients, the rows of two peers under "
         "way and what is gathered for them); features; the adjacency in DGL's three formats, 48 bytes an entry; labels "

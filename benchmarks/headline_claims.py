@@ -315,6 +315,7 @@ def main() -> None:
     arguments = parser.parse_args()
     costs, source = calibrated(arguments.costs)
     adaqp = adaqp_claim(costs)
+    extrapolated = list(dict.fromkeys(reason for row in adaqp for reason in row.pop("extrapolated")))
     results = {
         "date": date.today().isoformat(),
         "costs": source,
@@ -324,6 +325,7 @@ def main() -> None:
         "sar": sar_claim(),
         "pipegcn": pipegcn_claim(costs),
         "assumed": ASSUMED,
+        "extrapolated": extrapolated,
     }
     stem = arguments.out / f"{NAME}-{results['date']}"
     arguments.out.mkdir(parents=True, exist_ok=True)
