@@ -22,6 +22,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from halocast.errors import MisuseError
+from halocast.traces.epochs import median_epoch
 from halocast.traces.export.perfetto import lay_out
 from halocast.traces.trace import COMPUTE, TRAIN, Trace
 
@@ -112,16 +113,6 @@ def view_epoch(trace: Trace, epoch: int | None = None) -> EpochView:
         world_size=trace.manifest.world_size,
         slices=slices,
     )
-
-
-def median_epoch(trace: Trace) -> int:
-    """The training epoch of median time (the lower one of two), among those that every rank took to the end."""
-    bounds = trace.epoch_bounds()
-    spans = trace.spans[trace.spans["phase"] == TRAIN]
-    operations = spans.groupby(["epoch", "rank"]).size().unstack(fill_value=0)
-    complete = (operations == operations.max()).all(axis=1)
-    durations = (bounds["end_ns"] - bounds["start_ns"])[complete if complete.any() else slice(None)]
-    return int(durations.sort_values(kind="stable").index[(len(durations) - 1) // 2])
 
 
 def epoch_gantt(trace: Trace, epoch: int | None = None) -> Figure:

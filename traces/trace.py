@@ -105,6 +105,11 @@ class TraceManifest(BaseModel):
     finished: bool = False
     """False while the run goes on, and for ever if it was killed."""
 
+    @property
+    def is_forecast(self) -> bool:
+        """Whether the simulator wrote it."""
+        return bool(self.config.get("forecast", False))
+
     @model_validator(mode="after")
     def one_clock_offset_a_rank(self) -> Self:
         if len(self.clock_offsets) != self.world_size:

@@ -7,6 +7,7 @@ from synthetic import Scenario, synthetic_manifest, write_synthetic_run
 
 from halocast.errors import MisuseError
 from halocast.reports import figures
+from halocast.traces.epochs import median_epoch
 from halocast.traces.operations import Aggregate, AllReduce, Exchange, Keep, Loss
 from halocast.traces.trace import TraceWriter, read_trace, write_manifest
 
@@ -116,14 +117,14 @@ def write_epochs(folder, milliseconds, *, ranks=1, killed_rank=None):
 )
 def test_the_median_epoch(tmp_path, milliseconds, median):
     trace = write_epochs(tmp_path, milliseconds)
-    assert figures.median_epoch(trace) == median
+    assert median_epoch(trace) == median
     title = texts(figures.epoch_gantt(trace).axes[0])
     assert any(text.startswith(f"Epoch {median}, the median: ") for text in title)
 
 
 def test_an_epoch_that_a_rank_did_not_finish_is_not_the_median(tmp_path):
     trace = write_epochs(tmp_path, [10, 30, 20], ranks=2, killed_rank=1)
-    assert figures.median_epoch(trace) == 0
+    assert median_epoch(trace) == 0
 
 
 def test_flights_at_once_share_the_communication_lane(tmp_path):

@@ -1,7 +1,10 @@
 import gzip
 import itertools
 import json
+import os
+import shutil
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,10 +13,20 @@ from hta.trace_analysis import TraceAnalysis
 from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import Scenario, synthetic_manifest, write_synthetic_run
+from tests.support.chrome_trace import import_chrome_trace
 
 from halocast.errors import RunError
-from halocast.traces.export.perfetto import export_hta, export_perfetto, lay_out
-from halocast.traces.operations import Exchange
+from halocast.reports.breakdown import epoch_parts
+from halocast.reports.figures import view_epoch
+from halocast.traces.epochs import one_epoch
+from halocast.traces.export.perfetto import (
+    _exact_microseconds,
+    export_hta,
+    export_perfetto,
+    export_side_by_side,
+    lay_out,
+)
+from halocast.traces.operations import Direction, Exchange, PeerMessage, Wait
 from halocast.traces.trace import TraceWriter, read_trace, write_manifest
 
 ORIGIN_NS = 5_000_000_000  # of the first span of a synthetic run, on rank 0's clock
@@ -29,6 +42,12 @@ def trace(tmp_path_factory):
 @pytest.fixture(scope="module")
 def document(trace, tmp_path_factory):
     return json.loads(export_perfetto(trace, tmp_path_factory.mktemp("out") / "trace.json").read_text())
+
+
+def imported_from(path):
+    """What trace processor would make of the file."""
+    raw = path.read_bytes()
+    return import_chrome_trace((gzip.decompress(raw) if path.suffix == ".gz" else raw).decode())
 
 
 def events(document, phase):
@@ -92,32 +111,22 @@ def test_names_and_categories(document):
 
 
 def test_an_arrow_a_message_from_exchange_to_wait(trace, document):
-    starts = {e["id"]: e for e in events(document, "s")}
-    ends = {e["id"]: e for e in events(document, "f")}
-    assert len(starts) == len(ends) == len(trace.messages)
-    assert starts.keys() == ends.keys()
-
-    def enclosing(event):
-        inside = [
-            s
-            for s in events(document, "X")
-            if (s["pid"], s["tid"]) == (event["pid"], event["tid"]) and s["ts"] <= event["ts"] < s["ts"] + s["dur"]
-        ]
-        assert len(inside) == 1
-        return inside[0]
-
+    imported = import_chrome_trace(json.dumps(document))
+    assert imported.problems == []
+    assert len(imported.slices) == len(trace.spans)
+    assert len(imported.flows) == len(trace.messages)
     pairs = set()
-    for identity, start in starts.items():
-        sender, receiver = enclosing(start), enclosing(ends[identity])
-        assert sender["name"] == "ncclDevKernel_SendRecv"
-        assert receiver["args"]["op"] == "Wait"
-        assert receiver["args"]["peer"] == sender["pid"] != receiver["pid"]
-        for key in ("epoch", "layer", "direction"):
-            assert receiver["args"][key] == sender["args"][key]
-        assert ends[identity]["ts"] >= start["ts"]
-        pairs.add((sender["pid"], receiver["pid"], *(sender["args"][key] for key in ("epoch", "layer", "direction"))))
+    for sender, receiver in imported.flows:
+        assert sender.name == "ncclDevKernel_SendRecv"
+        assert receiver.args["op"] == "Wait"
+        assert receiver.args["peer"] == sender.process != receiver.process
+        place = tuple(sender.args[key] for key in ("epoch", "layer", "direction"))
+        assert place == tuple(receiver.args[key] for key in ("epoch", "layer", "direction"))
+        pairs.add((sender.process, receiver.process, *place))
     sent = trace.messages[["rank", "peer", "epoch", "layer", "direction"]].itertuples(index=False, name=None)
     assert pairs == set(sent)
+    starts = {event["id"]: event["ts"] for event in events(document, "s")}
+    assert all(event["ts"] >= starts[event["id"]] for event in events(document, "f"))
 
 
 def test_arrows_end_at_a_wait_for_all_peers_too(trace, tmp_path):
@@ -171,6 +180,95 @@ def test_as_many_threads_as_spans_in_flight(intervals):
         assert (thread["start_ns"].to_numpy()[1:] >= ends[:-1]).all()
     in_flight = [sum(start <= t < start + wall for start, wall in intervals) for t in range(75)]
     assert laid_out["thread"].nunique() == max(in_flight)
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=2, max_size=200), st.integers(0, 10**11))
+def test_slices_that_touch_stay_apart_when_their_times_are_cut_to_whole_ns(walls, offset):
+    starts = offset + np.concatenate([[0], np.cumsum(walls)[:-1]])
+    slices = pd.DataFrame({"start_ns": starts, "wall_ns": walls})
+    edges = _exact_microseconds(slices, 0)
+    assert [int(ts * 1000.0) for ts in edges["ts"]] == starts.tolist()
+    ends = [int(ts * 1000.0) + int(duration * 1000.0) for ts, duration in zip(edges["ts"], edges["dur"], strict=True)]
+    assert all(end <= start for end, start in zip(ends, starts[1:].tolist(), strict=False))
+
+
+def test_arrows_end_within_their_wait_however_long_it_is(tmp_path):
+    """Messages that land when their wait ends: the last ns of a slice is where one that was cut off no longer is."""
+    random = np.random.default_rng(0)
+    write_manifest(tmp_path, synthetic_manifest(Scenario(world_size=2, clock_offsets_ns=(0, 0))))
+    waits = [0, 1, 2, 3, *random.integers(4, 3_000_000, 1500).tolist()]
+    for rank in (0, 1):
+        start, message = 0, PeerMessage(1 - rank, 1, 8)
+        with TraceWriter(tmp_path, rank) as writer:
+            for epoch, wall in enumerate(waits):
+                writer.span("train", epoch, 0, Exchange(0), "communication", start, wall + 7, 0, 0)
+                writer.span("train", epoch, 1, Wait(0, peer=1 - rank), "compute", start + 7, wall, 0, 0, peer=1 - rank)
+                landed = start + 7 + wall
+                writer.message("train", epoch, 0, 0, Direction.FORWARD, message, message, start, landed, landed)
+                start = landed + 11
+    imported = imported_from(export_perfetto(read_trace(tmp_path), tmp_path / "t.json"))
+    assert imported.problems == []
+    assert len(imported.flows) == 2 * len(waits)
+    assert all(sender.args["epoch"] == receiver.args["epoch"] for sender, receiver in imported.flows)
+    assert {receiver.args["op"] for _, receiver in imported.flows} == {"Wait"}
+
+
+@pytest.fixture(scope="module")
+def forecast(tmp_path_factory):
+    """The same program, simulated: fewer bytes on the wire, one epoch."""
+    folder = tmp_path_factory.mktemp("forecast") / "trace"
+    manifest = write_synthetic_run(folder, Scenario(world_size=3, layers=3, epochs=1, bits=4, bytes_per_second=3e8))
+    write_manifest(folder, manifest.model_copy(update={"config": {**manifest.config, "forecast": True}}))
+    return read_trace(folder)
+
+
+def test_measured_above_forecast_in_one_file(trace, forecast, tmp_path):
+    measured = one_epoch(trace)
+    path = export_side_by_side({"measured": measured, "forecast": forecast}, tmp_path / "both.json.gz")
+    imported = imported_from(path)
+    assert imported.problems == []
+    on_top_first = [imported.processes[process] for process in sorted(imported.order, key=imported.order.get)]
+    assert on_top_first == [f"{which}: rank {rank}" for which in ("measured", "forecast") for rank in range(3)]
+    for label, source in (("measured", measured), ("forecast", forecast)):
+        own = {process for process, name in imported.processes.items() if name.startswith(label)}
+        slices = [slice_ for slice_ in imported.slices if slice_.process in own]
+        assert len(slices) == len(source.spans)
+        assert min(slice_.start for slice_ in slices) == 0  # both epochs begin together
+        ends = source.aligned().spans.eval("start_ns + wall_ns")
+        length = ends.max() - source.aligned().spans["start_ns"].min()
+        assert abs(max(slice_.end for slice_ in slices) - length) <= 1
+        arrows = [(sender, receiver) for sender, receiver in imported.flows if {sender.process, receiver.process} <= own]
+        assert len(arrows) == len(source.messages)
+    assert len(imported.flows) == len(measured.messages) + len(forecast.messages)
+    assert {process for process, _ in imported.counters} == set(imported.processes)
+
+
+def trace_processor_binary():
+    """Perfetto's own shell, where somebody has it: $PERFETTO, the path, what the perfetto package once downloaded."""
+    cached = sorted((Path.home() / ".local/share/perfetto/prebuilts").glob("trace_processor_shell*"))
+    found = [os.environ.get("PERFETTO"), shutil.which("trace_processor_shell"), *map(str, cached)]
+    return next((path for path in found if path), None)
+
+
+@pytest.mark.skipif(
+    trace_processor_binary() is None,
+    reason="no trace_processor_shell: put it on the path, or its path in $PERFETTO (the strict importer was tested instead)",
+)
+def test_trace_processor_counts_the_same(trace, forecast, tmp_path):
+    from perfetto.trace_processor import TraceProcessor, TraceProcessorConfig
+
+    measured = one_epoch(trace)
+    path = export_side_by_side({"measured": measured, "forecast": forecast}, tmp_path / "both.json.gz")
+    with TraceProcessor(trace=str(path), config=TraceProcessorConfig(bin_path=trace_processor_binary())) as processor:
+
+        def count(query):
+            return next(iter(processor.query(f"select count(*) as n from ({query})"))).n
+
+        for label, source in (("measured", measured), ("forecast", forecast)):
+            of_label = f"process.name glob '{label}: *'"
+            assert count(f"select 1 from thread_slice join process using (upid) where {of_label}") == len(source.spans)
+        assert count("select 1 from flow") == len(measured.messages) + len(forecast.messages)
+        assert count("select 1 from stats where severity in ('error', 'data_loss') and value > 0") == 0
 
 
 def test_gzip_by_name_and_the_same_bytes_each_time(trace, document, tmp_path):
@@ -240,3 +338,25 @@ def test_holistic_trace_analysis_finds_the_same_numbers(trace, tmp_path):
         assert found["non_compute_time(us)"] == pytest.approx(alone, rel=0.01)
         hidden = overlap(intervals["computing"], intervals["communicating"]) / length(intervals["communicating"])
         assert overlaps.loc[rank, "comp_comm_overlap_pctg"] == pytest.approx(100 * hidden, rel=0.01)
+
+
+SAMPLE = Path(__file__).resolve().parents[3] / "traces" / "samples" / "generated-4-100mbit-adaqp4-cut" / "0"
+
+
+@pytest.mark.timeout(120)
+def test_holistic_trace_analysis_agrees_with_the_report_of_a_recorded_run(tmp_path):
+    epoch = one_epoch(read_trace(SAMPLE))
+    export_hta(epoch, tmp_path / "hta")
+    analysis = TraceAnalysis(trace_dir=str(tmp_path / "hta"))
+    found = analysis.get_temporal_breakdown(visualize=False).mean(numeric_only=True) / 1e3  # ms, mean over ranks
+    view = view_epoch(epoch)
+    parts = epoch_parts(view)
+    computing = parts["compute"] + parts["quantise"]
+    assert found["compute_time(us)"] == pytest.approx(computing, rel=0.01)
+    exposed = parts["exchange exposed"] + parts["all-reduce exposed"] + parts["other"]
+    # The report's epoch is that of all ranks; to HTA each rank's lasts from its own first kernel to its own last.
+    spans = epoch.aligned().spans
+    own = spans.assign(end_ns=spans["start_ns"] + spans["wall_ns"]).groupby("rank").agg({"start_ns": "min", "end_ns": "max"})
+    apart = view.milliseconds - (own["end_ns"] - own["start_ns"]).mean() / 1e6
+    outside = found["non_compute_time(us)"] + found["idle_time(us)"]
+    assert outside == pytest.approx(exposed - apart, rel=0.01)
