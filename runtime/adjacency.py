@@ -52,12 +52,13 @@ class Adjacency:
         self.degrees = torch.from_numpy(shard.degrees).to(device)
         self.global_ids = torch.from_numpy(shard.global_ids).to(device)
         self._structures: dict[Part, BlockStructure] = {}
+        self._halo_ends = np.cumsum([self.rows.own, *statistics.halo_from]).tolist()
         self._marginal_by_peer = self._marginal_rows_by_peer(statistics.halo_from)
         kernels.check_neighbours(self._begin_with_self, self._end, self._indices, self.rows.total)
         kernels.check_neighbours(self._halo_begin, self._halo_end, self._halo_indices, self.rows.own)
 
     def _marginal_rows_by_peer(self, halo_from: tuple[int, ...]) -> dict[int, tuple[Tensor, Tensor]]:
-        """(indptr, indices) of the marginal rows over one peer's halo columns.
+        """(indptr, indices) of the marginal rows over one peer's halo columns, counted from its first.
 
         Copies, not ranges of `_indices`: the kernel looks ahead along the entries, across rows.
         """
@@ -73,8 +74,12 @@ class Adjacency:
             lowest += count
             if count:
                 entries = torch.bincount(rows[here], minlength=counts.numel())
-                by_peer[peer] = (torch.cat([entries.new_zeros(1), entries.cumsum(0)]), columns[here])
+                by_peer[peer] = (torch.cat([entries.new_zeros(1), entries.cumsum(0)]), columns[here] - (lowest - count))
         return by_peer
+
+    def halo_of(self, peer: int) -> slice:
+        """Where one peer's rows are in the row space."""
+        return slice(self._halo_ends[peer], self._halo_ends[peer + 1])
 
     def block(self, part: Part, stream: kernels.Stream | None) -> Block:
         """What a layer sees when it computes `part` (of the own rows)."""
@@ -128,9 +133,9 @@ class Aggregation:
         return self.adjacency._begin_with_self if self.self_loop else self.adjacency._begin
 
     def forward_from_peer(self, peer: int, source: Tensor, target: Tensor) -> None:
-        """``target[marginal] += Â[marginal, halo of peer] source``."""
+        """``target[marginal] += Â[marginal, halo of peer] source``, `source` being that peer's halo rows."""
         structure = self.adjacency
-        rows = structure.rows.slice(Part.MARGINAL)
+        rows, columns = structure.rows.slice(Part.MARGINAL), structure.halo_of(peer)
         indptr, indices = structure._marginal_by_peer[peer]
         kernels.aggregate(
             indptr[:-1],
@@ -139,7 +144,7 @@ class Aggregation:
             source,
             target[rows],
             row_scale=self.row_scale[rows],
-            column_scale=None if self.column_scale is None else self.column_scale[: source.shape[0]],
+            column_scale=None if self.column_scale is None else self.column_scale[columns],
             accumulate=True,
         )
 
@@ -159,6 +164,21 @@ class Aggregation:
             row_scale=self.row_scale[:own],
             column_scale=None if self.column_scale is None else self.column_scale[: source.shape[0]],
             rows=(rows.start, rows.stop),
+        )
+
+    def backward_to_peer(self, peer: int, source: Tensor, target: Tensor) -> None:
+        """``target = Âᵀ[halo of peer, :] source`` for the first `len(target)` of that peer's halo rows."""
+        structure = self.adjacency
+        own, first = structure.rows.own, structure.halo_of(peer).start
+        rows = slice(first - own, first - own + target.shape[0])
+        kernels.aggregate(
+            structure._halo_begin[rows],
+            structure._halo_end[rows],
+            structure._halo_indices,
+            source[:own],
+            target,
+            row_scale=None if self.column_scale is None else self.column_scale[first : first + target.shape[0]],
+            column_scale=self.row_scale[:own],
         )
 
     def backward(self, part: Part, source: Tensor, target: Tensor) -> None:

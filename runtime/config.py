@@ -85,6 +85,8 @@ class MethodConfig(Section):
     """adaqp: epochs from one assignment of widths to the next; 0: a fifth of the run's ("random", "adaptive"), or never (a
     file; others need its prices)."""
     adaptive: AdaptiveConfig = AdaptiveConfig()
+    prefetch: int = Field(default=1, ge=0)
+    """sar: rounds in flight while another is computed."""
     dropping: bool = False
     """adaqp: accept width 0, as many messages of a pair left out at random in each epoch and the others scaled."""
 

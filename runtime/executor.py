@@ -321,11 +321,17 @@ class Executor:
         assert aggregation is not None
         source, target = self._dense(operation.source), self._buffers[operation.target]
         if operation.columns is Part.HALO:
-            aggregation.forward_from_peer(operation.peer, source, target)
+            aggregation.forward_from_peer(operation.peer, self._rows_of_peer(source, operation.peer), target)
+        elif operation.peer >= 0:
+            aggregation.backward_to_peer(operation.peer, source, target)
         elif operation.direction is Direction.FORWARD:
             aggregation.forward(operation.part, source, target, own_columns=operation.columns is Part.OWN)
         else:
             aggregation.backward(operation.part, source, target)
+
+    def _rows_of_peer(self, buffer: Tensor, peer: int) -> Tensor:
+        """One peer's halo rows: a part of a buffer of all rows, or a block of their own."""
+        return buffer[self.data.adjacency.halo_of(peer)] if buffer.shape[0] == self._rows.total else buffer
 
     # -- dense transforms ---------------------------------------------------------------------------------------
 
@@ -482,12 +488,18 @@ class Executor:
     # -- communication ------------------------------------------------------------------------------------------
 
     def _gather(self, operation: Quantize) -> None:
-        kernels.gather_rows(self._dense(operation.source), self.data.boundary, self._buffers[operation.target])
+        rows = self.data.boundary if operation.peer < 0 else self.data.boundary[self._boundary_to(operation.peer)]
+        kernels.gather_rows(self._dense(operation.source), rows, self._buffers[operation.target])
+
+    def _boundary_to(self, peer: int) -> slice:
+        """Where the rows sent to one peer are among all boundary rows."""
+        first = sum(self.view.part.boundary_to[:peer])
+        return slice(first, first + self.view.part.boundary_to[peer])
 
     def _accumulate(self, operation: Dequantize) -> None:
         """Add one peer's gradient rows to the first `rows` of what was sent to it."""
         peer, count = operation.peer, operation.work.rows
-        first = sum(self.view.part.boundary_to[:peer])
+        first = self._boundary_to(peer).start
         wire = self._wire_slices(self._buffers[operation.source], self._incoming_rows[operation.source])[peer]
         kernels.scatter_add_rows(wire, self.data.boundary[first : first + count], self._buffers[operation.target])
 
@@ -505,7 +517,9 @@ class Executor:
         self.messages.unpack(operation.layer, operation.direction, self._context.epoch, operation.peer, wire, target)
 
     def _exchange(self, operation: Exchange) -> Flight:
-        """Forward: wire buffer → halo rows, in place. Backward: halo rows, in place → wire buffer. Encoded: wire → wire."""
+        """Forward: wire buffer → halo rows. Backward: halo rows → wire buffer. Encoded: wire → wire. Halo rows are in place, or
+        a block of one peer's alone.
+        """
         source, target = self._dense(operation.source), self._dense(operation.target)
         if self.messages is not None and self._context.training:
             outgoing, incoming = (
@@ -514,9 +528,9 @@ class Executor:
             )
         elif operation.direction is Direction.FORWARD:
             outgoing = self._wire_slices(source, {message.peer: message.rows for message in operation.outgoing})
-            incoming = self._halo_slices(target, operation.incoming)
+            incoming = self._peer_rows(target, operation.incoming)
         else:
-            outgoing = self._halo_slices(source, operation.outgoing)
+            outgoing = self._peer_rows(source, operation.outgoing)
             rows = {message.peer: message.rows for message in operation.incoming}
             self._incoming_rows[operation.target] = rows
             incoming = self._wire_slices(target, rows)
@@ -530,10 +544,9 @@ class Executor:
             start += rows[peer]
         return slices
 
-    def _halo_slices(self, rows: Tensor, messages: tuple[PeerMessage, ...]) -> dict[int, Tensor]:
+    def _peer_rows(self, buffer: Tensor, messages: tuple[PeerMessage, ...]) -> dict[int, Tensor]:
         """The first `message.rows` of each peer's halo rows."""
-        starts = [self._rows.own + sum(self.view.part.halo_from[: message.peer]) for message in messages]
-        return {each.peer: rows[start : start + each.rows] for each, start in zip(messages, starts, strict=True)}
+        return {each.peer: self._rows_of_peer(buffer, each.peer)[: each.rows] for each in messages}
 
     def _all_reduce(self, operation: AllReduce) -> Flight:
         return self.transport.start_all_reduce(self.buckets.flat[operation.layer])

@@ -27,6 +27,7 @@ from halocast.runtime.graph.store import find_shards
 from halocast.runtime.launch import HostSpec, RankFailure, launch_local
 from halocast.runtime.launch_context import LaunchContext
 from halocast.runtime.models.layers import build_layer
+from halocast.runtime.models.shapes import SELF_LOOP
 from halocast.runtime.planned import plan_of
 from halocast.runtime.programs.schedule import Order, schedule_layers
 from halocast.runtime.session import build_network, build_view, find_method, width_rule, with_first_bits
@@ -144,6 +145,11 @@ def check(config: RunConfig) -> HostSpec:
 
 def _check_method(config: RunConfig) -> None:
     method = config.method
+    if method.name == "sar" and config.model.layer not in SELF_LOOP:
+        raise MisuseError(
+            f"method sar visits the parts of sums and means: model.layer '{config.model.layer}' needs --method full, or one of "
+            f"{', '.join(SELF_LOOP)}"
+        )
     if not method.quantises:
         if method.bits is not None:
             raise MisuseError(f"method {method.name} sends rows as they are: leave method.bits out, or use --method adaqp")

@@ -90,6 +90,7 @@ def build_view(config: RunConfig, network: GraphNetwork, shards: ShardSet, rank:
         exact=config.method.exact.savings(),
         value_bytes=getattr(torch, config.dtype).itemsize,
         overlap=config.method.overlap,
+        prefetch=config.method.prefetch,
     )
 
 

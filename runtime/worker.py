@@ -230,6 +230,7 @@ def trace_manifest(
             value_bytes=view.value_bytes,
             overlap=view.overlap,
             threads=torch.get_num_threads(),
+            prefetch=view.prefetch,
         ).to_json(),
         clock_offsets=tuple(ClockOffset(**rank["offset"]) for rank in ranks),
         date=date.today().isoformat(),

@@ -38,7 +38,7 @@ from halocast.simulator.engine import Machine, RankWork, Simulation, simulate
 from halocast.simulator.memory import fit_memory
 from halocast.simulator.network import testbed
 from halocast.simulator.observations import Configuration, Observation, link_name
-from halocast.traces.operations import AllReduce, Exchange, Wait
+from halocast.traces.operations import Wait
 
 Floats = npt.NDArray[np.float64]
 ENOUGH_WORKS = (0, 4, 2)
@@ -207,16 +207,11 @@ def work_of(observation: Observation, costs: Mapping[str, LinearCost]) -> list[R
     configuration = observation.configuration
     priced: dict[tuple[str, tuple[float, ...]], float] = {}
     works = []
-    for operations in observation.operations:
-        seconds = np.zeros(len(operations))
-        flights: dict[int, int] = {}
-        started: dict[tuple[bool, int, str], int] = {}
-        for index, operation in enumerate(operations):
+    for work in observation.unpriced:
+        seconds = np.zeros(len(work.operations))
+        for index, operation in enumerate(work.operations):
             if isinstance(operation, Wait):
-                flights[index] = started[operation.peer < 0, operation.layer, str(operation.direction)]
                 continue
-            if isinstance(operation, Exchange | AllReduce):
-                started[isinstance(operation, AllReduce), operation.layer, str(operation.direction)] = index
             name, values = class_of(operation), terms(operation.work, messages_of(operation))
             price = priced.get((name, values))
             if price is None:
@@ -224,7 +219,7 @@ def work_of(observation: Observation, costs: Mapping[str, LinearCost]) -> list[R
                 model = next(costs[key] for key in keys if key in costs)
                 price = priced[name, values] = model.seconds(dict(zip(TERMS, values, strict=True)))
             seconds[index] = price
-        works.append(RankWork(operations, seconds, flights))
+        works.append(replace(work, seconds=seconds))
     return works
 
 

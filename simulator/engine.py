@@ -9,7 +9,7 @@ ends have reached the exchange, as gloo's and NCCL's rendezvous has it.
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -78,6 +78,17 @@ class RankWork:
     def components(self) -> npt.NDArray[np.int64]:
         """[operations] the Component of an epoch that each counts to."""
         return np.array([component_of(operation) for operation in self.operations], dtype=np.int64)
+
+    @cached_property
+    def rounds(self) -> Mapping[int, int]:
+        """By the index of an Exchange: how many of its layer and direction came before it; ranks meet in the same one."""
+        met: Counter[tuple[int, Direction]] = Counter()
+        rounds = {}
+        for index, operation in enumerate(self.operations):
+            if isinstance(operation, Exchange):
+                rounds[index] = met[operation.layer, operation.direction]
+                met[operation.layer, operation.direction] += 1
+        return rounds
 
 
 def lower(program: Program, price: Callable[[Operation], float]) -> RankWork:
@@ -330,7 +341,7 @@ class _Run:
     # -- messages -----------------------------------------------------------------------------------------------
 
     def _start_exchange(self, rank: int, epoch: int, index: int, operation: Exchange) -> _Flight:
-        key = (epoch, "exchange", operation.layer, operation.direction)
+        key = (epoch, f"exchange {self.work[rank].rounds[index]}", operation.layer, operation.direction)
         missing: dict[int, int] = {}
         for message in (*operation.outgoing, *operation.incoming):
             missing[message.peer] = missing.get(message.peer, 0) + 1

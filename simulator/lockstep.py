@@ -154,7 +154,8 @@ class _Arranger:
                 self.waits.append((step, steps[work.flights[index]], operation.peer))
             else:
                 meeting = Meeting.EXCHANGE if isinstance(operation, Exchange) else Meeting.REDUCE
-                name = self.names.setdefault((meeting, operation.layer, operation.direction), len(self.names))
+                called = (meeting, operation.layer, operation.direction, work.rounds.get(index, 0))
+                name = self.names.setdefault(called, len(self.names))
                 steps[index] = step
             if isinstance(operation, Exchange):
                 for message in operation.outgoing:

@@ -20,8 +20,8 @@ import pandas as pd
 
 from halocast.errors import MisuseError
 from halocast.runtime.programs import METHODS
-from halocast.traces.buffers import walk
-from halocast.traces.operations import Direction, Free, Keep, Operation, Program
+from halocast.simulator.engine import RankWork, lower
+from halocast.traces.operations import Direction, Operation
 from halocast.traces.schema import TRACE_SCHEMA_VERSION
 from halocast.traces.trace import COMMUNICATION, COMPUTE, MANIFEST, TRAIN, Trace, read_trace
 from halocast.traces.wire import BitHistogram
@@ -87,10 +87,15 @@ class Observation:
         return [self.workload.view(rank, self.bits[rank]) for rank in range(self.workload.world_size)]
 
     @cached_property
-    def operations(self) -> list[list[Operation]]:
-        """By rank: the operations of an epoch in order, Keep and Free left out."""
+    def unpriced(self) -> list[RankWork]:
+        """By rank: the operations of an epoch, and what waits for what; nothing costs anything yet."""
         method = METHODS[self.configuration.method]
-        return [executed(method.epoch(view)) for view in self.views()]
+        return [lower(method.epoch(view), lambda _: 0.0) for view in self.views()]
+
+    @property
+    def operations(self) -> list[Sequence[Operation]]:
+        """By rank: the operations of an epoch in order, Keep and Free left out."""
+        return [each.operations for each in self.unpriced]
 
     @cached_property
     def spans(self) -> pd.DataFrame:
@@ -116,11 +121,6 @@ class Observation:
         return [table[rank].to_numpy() for rank in range(self.workload.world_size)]
 
 
-def executed(program: Program) -> list[Operation]:
-    """The operations of a program that take time, in order."""
-    return [each for each in walk(program) if not isinstance(each, Keep | Free)]
-
-
 def observe(folder: Path) -> Observation:
     """Read one run. Raises MisuseError for a trace that is empty, cut too short, or not of these programs."""
     trace = read_trace(folder)
@@ -144,7 +144,7 @@ def observe(folder: Path) -> Observation:
         manifest.config, manifest.graph.name, manifest.graph.fingerprint, workload, manifest.machine.devices
     )
     bits = _traced_bits(trace, workload, epochs[-1], rotated=manifest.config["method"].get("rounding") == "rotated")
-    if configuration.method == "full":
+    if configuration.method != "adaqp":
         bits = (None,) * workload.world_size
     observation = Observation(folder, trace, configuration, workload, bits, epochs, seconds, _peaks(folder))
     _check_structure(observation)
@@ -157,12 +157,13 @@ def _configuration(
     method, model, partition = config["method"], config["model"], config["partition"]
     exact = "".join("1" if value else "0" for value in method["exact"].values())
     widths = "x".join(str(layer.dim_out) for layer in workload.layers)
-    bits = "" if method["name"] == "full" else str(method["bits"] or "adaptive").removeprefix("uniform:")
+    bits = "" if method["name"] != "adaqp" else str(method["bits"] or "adaptive").removeprefix("uniform:")
     return Configuration(
         graph=graph,
         fingerprint=fingerprint,
         model=f"{model['layer']} {workload.layers[0].dim_in}x{widths} exact {exact}"
-        + ("" if workload.overlap else " no overlap"),
+        + ("" if workload.overlap else " no overlap")
+        + (f" prefetch {workload.prefetch}" if method["name"] == "sar" else ""),
         ranks=workload.world_size,
         method=method["name"],
         bits=bits,

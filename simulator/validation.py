@@ -276,13 +276,13 @@ def baselines(
     return {name: computing + seconds + reducing for name, seconds in exposed.items()}
 
 
-def _exchanges(work: Sequence[RankWork]) -> dict[tuple[int, str], list[tuple[RankWork, int]]]:
-    """By layer and direction: every rank's Exchange."""
-    found: dict[tuple[int, str], list[tuple[RankWork, int]]] = defaultdict(list)
+def _exchanges(work: Sequence[RankWork]) -> dict[tuple[int, str, int], list[tuple[RankWork, int]]]:
+    """By layer, direction and round: every rank's Exchange."""
+    found: dict[tuple[int, str, int], list[tuple[RankWork, int]]] = defaultdict(list)
     for each in work:
-        for index, operation in enumerate(each.operations):
-            if isinstance(operation, Exchange):
-                found[operation.layer, str(operation.direction)].append((each, index))
+        for index, turn in each.rounds.items():
+            operation = each.operations[index]
+            found[operation.layer, str(operation.direction), turn].append((each, index))
     return found
 
 

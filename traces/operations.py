@@ -91,7 +91,7 @@ class Aggregate(Operation):
     """``target[part] = A[part, columns] source`` forward, ``Aᵀ`` backward.
 
     Marginal rows may be summed in steps, forward: first over their OWN columns, then, adding to that, over the HALO
-    columns of one `peer` after another, as its rows land.
+    columns of one `peer` after another, as its rows land. Backward, the HALO rows of one `peer` go to a block of their own.
     """
 
     columns: Part = Part.ALL
@@ -134,9 +134,10 @@ class Quantize(Operation):
     """Gather the rows an exchange sends into one wire buffer per peer, encoded at `work.bits` bits.
 
     `work.bits` is 0 where rows differ in width; the messages' histograms say how many rows have which. Plain training
-    gathers rows as they are.
+    gathers rows as they are. With a `peer` only its rows are gathered.
     """
 
+    peer: int = -1
     source: str = field(default="", compare=False)
     target: str = field(default="", compare=False)
 

@@ -183,6 +183,8 @@ class RankView:
     """Compute central rows while messages fly, and marginal ones peer by peer; False: wait for all messages first."""
     bits: BitAssignment | None = None
     """Widths of quantised messages; None where the method sends rows as they are."""
+    prefetch: int = 1
+    """Rounds of sequential aggregation that are in flight while another is computed."""
 
     @property
     def peers_in_ring_order(self) -> tuple[int, ...]:
@@ -202,6 +204,8 @@ class Workload:
     overlap: bool = True
     threads: int = 1
     """Of each rank's compute operations."""
+    prefetch: int = 1
+    """Rounds of sequential aggregation that are in flight while another is computed."""
 
     @property
     def world_size(self) -> int:
@@ -209,7 +213,10 @@ class Workload:
 
     def view(self, rank: int, bits: BitAssignment | None = None) -> RankView:
         """What programs see of `rank`, whose messages are `bits` wide where the method quantises them."""
-        return RankView(rank, self.world_size, self.layers, self.parts[rank], self.exact, self.value_bytes, self.overlap, bits)
+        return RankView(
+            *(rank, self.world_size, self.layers, self.parts[rank], self.exact, self.value_bytes, self.overlap, bits),
+            prefetch=self.prefetch,
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -228,4 +235,5 @@ class Workload:
             value_bytes=data["value_bytes"],
             overlap=data["overlap"],
             threads=data["threads"],
+            prefetch=data.get("prefetch", 1),  # traces of older programs do not say
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from halocast.runtime.programs.adaqp import AdaQP
 from halocast.runtime.programs.full import FullGraph
+from halocast.runtime.programs.sar import SequentialAggregation
 
-METHODS = {method.name: method for method in (FullGraph(), AdaQP())}
+METHODS = {method.name: method for method in (FullGraph(), AdaQP(), SequentialAggregation())}
 """Methods by the name that ``--method`` takes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from halocast.runtime.programs.schedule import LayerSchedule, Order, schedule_layers
 from halocast.traces.operations import (
@@ -92,7 +92,7 @@ def describe_layers(view: RankView, kind: type[LayerProgram] | None = None) -> l
         output_rows = schedule.rows
         if index < last:
             following = schedules[index + 1]
-            if following.sends_forward and following.order is not Order.TRANSFORM_FIRST:
+            if kind.receives_in_place and following.sends_forward and following.order is not Order.TRANSFORM_FIRST:
                 output_rows = Part.ALL
         programs.append(kind(view, index, spec, schedule, output_rows, is_last=index == last))
     return programs
@@ -107,6 +107,9 @@ def width_of(messages: Iterable[PeerMessage]) -> int:
 @dataclass(frozen=True)
 class LayerProgram:
     """One layer's operations. Buffers are named after what they hold: h inputs, m aggregated, p projected, z, g."""
+
+    receives_in_place: ClassVar[bool] = True
+    """Whether halo rows land behind the own rows of the buffer that they belong to."""
 
     view: RankView
     index: int

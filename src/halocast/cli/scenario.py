@@ -100,6 +100,7 @@ def build_scenario(
         value_bytes=8 if config.dtype == "float64" else 4,
         overlap=config.method.overlap,
         threads=threads,
+        prefetch=config.method.prefetch,
     )
     bits, notes = _widths(config, workload, bits_from)
     scenario = Scenario(

@@ -8,6 +8,7 @@ import numpy as np
 
 from halocast.runtime.programs.adaqp import AdaQP, uniform_bits
 from halocast.runtime.programs.full import FullGraph
+from halocast.runtime.programs.sar import SequentialAggregation
 from halocast.simulator.engine import RankWork, lower
 from halocast.traces.operations import AllReduce, Exchange, Operation
 from halocast.traces.workload import ExactSavings, LayerSpec, PartStatistics, Workload
@@ -73,8 +74,10 @@ def neighbourhood(ranks: int, peers: int, seed: int = 0) -> np.ndarray:
     return rows
 
 
-def lowered(load: Workload, *, bits: int = 0, mean_seconds: float = 1e-3, spread: float = 0.3, seed: int = 0) -> list[RankWork]:
-    """Programs (AdaQP's, all messages of `bits`, or plain ones) with random seconds; none for starting to communicate."""
+def lowered(
+    load: Workload, *, bits: int = 0, sequential: bool = False, mean_seconds: float = 1e-3, spread: float = 0.3, seed: int = 0
+) -> list[RankWork]:
+    """Programs (AdaQP's, all messages of `bits`; SAR's; plain ones) with random seconds; none for starting to communicate."""
     rng = np.random.default_rng(seed)
 
     def price(operation: Operation) -> float:
@@ -83,7 +86,8 @@ def lowered(load: Workload, *, bits: int = 0, mean_seconds: float = 1e-3, spread
 
     views = [load.view(rank) for rank in range(load.world_size)]
     if not bits:
-        return [lower(FullGraph().epoch(view), price) for view in views]
+        method = SequentialAggregation() if sequential else FullGraph()
+        return [lower(method.epoch(view), price) for view in views]
     return [lower(AdaQP().epoch(load.view(view.rank, uniform_bits(view, bits))), price) for view in views]
 
 

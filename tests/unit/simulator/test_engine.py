@@ -11,8 +11,9 @@ from halocast.runtime.programs.full import FullGraph
 from halocast.simulator.costs import HostCosts, NetworkCosts
 from halocast.simulator.engine import TREE_PIECES, Machine, RankWork, lower, simulate
 from halocast.simulator.network import star
-from halocast.simulator.observations import executed, structure
-from halocast.traces.operations import Aggregate, AllReduce, Dequantize, Exchange, Transform, Wait
+from halocast.simulator.observations import structure
+from halocast.traces.buffers import walk
+from halocast.traces.operations import Aggregate, AllReduce, Dequantize, Exchange, Free, Keep, Transform, Wait
 from halocast.traces.workload import ExactSavings
 
 FREE = NetworkCosts(
@@ -36,6 +37,11 @@ def run(
 ):
     work = [lower(program, price) for program in programs(load, bits=bits)]
     return simulate(work, Machine(topology or star(load.world_size, rate), host, network, hosts=hosts), **options)
+
+
+def executed(program):
+    """The operations of a program that take time, in order."""
+    return [each for each in walk(program) if not isinstance(each, Keep | Free)]
 
 
 def one_second(operation):

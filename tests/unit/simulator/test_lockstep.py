@@ -35,7 +35,7 @@ TOPOLOGIES = {
 }  # fmt: skip
 
 
-def random_case(seed, topology, *, most_ranks=8, least_ranks=1):
+def random_case(seed, topology, *, most_ranks=8, least_ranks=1, sequential=False):
     """Programs and a machine on which computing and communicating take about as long."""
     rng = np.random.default_rng(seed)
     ranks = int(rng.integers(least_ranks, most_ranks + 1))
@@ -47,10 +47,12 @@ def random_case(seed, topology, *, most_ranks=8, least_ranks=1):
         exact=ExactSavings() if rng.random() < 0.5 else ExactSavings.none(),
         overlap=bool(rng.random() < 0.6),
     )
-    work = lowered(load, bits=int(rng.choice([0, 1, 2, 8])), spread=float(rng.choice([0.1, 1.0])), seed=seed)
+    bits, spread = int(rng.choice([0, 1, 2, 8])), float(rng.choice([0.1, 1.0]))
+    work = lowered(load, bits=0 if sequential else bits, sequential=sequential, spread=spread, seed=seed)
     computing = np.mean([each.seconds.sum() for each in work])
     rate = max(exchanged_bytes(work), 1e3) / computing * 10 ** rng.uniform(-1.0, 1.0)
-    host, network = (BUSY, COSTLY) if rng.random() < 0.5 else (IDEAL, FREE)
+    # rounds and all-reduces that cost nothing begin at one instant, in another order in each engine
+    host, network = (BUSY, COSTLY) if rng.random() < 0.5 or sequential else (IDEAL, FREE)
     return work, Machine(TOPOLOGIES[topology](ranks, rate), host, network)
 
 
@@ -66,6 +68,15 @@ def differences(first, second):
             pairs.append((np.array([table[key] + shift for key in table]), np.array([counterpart[key] for key in table])))
         worst = max([worst, *(float(np.abs(a - b).max(initial=0.0)) for a, b in pairs)])
     return abs(second.epoch_seconds / seconds - 1.0), worst / seconds
+
+
+@pytest.mark.parametrize("seed", range(100, 112))
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_rounds_of_sequential_aggregation_meet_in_both_engines(topology, seed):
+    work, machine = random_case(seed, topology, least_ranks=2, sequential=True)
+    epoch, timelines = differences(engine.simulate(work, machine), Lockstep.of(work).simulate(machine))
+    assert epoch < 1e-6
+    assert timelines < 1e-6
 
 
 @pytest.mark.parametrize("seed", range(30))
