@@ -49,7 +49,7 @@ def train(
         Folder of a plan (``halocast plan``): graph, model, ranks, method, partition and widths as it says, where nothing else
         is asked for; the run ends with what came of its forecast.
     method:
-        Training method: full (rows sent as they are) or adaqp (quantised messages).
+        Training method: full (rows sent as they are), adaqp (quantised messages) or sar (one part after another, least memory).
     bits:
         Widths of adaqp's messages: 1 to 6, 8, 16, 32; random; adaptive; or an .npz with a width a message.
     ranks:
