@@ -80,7 +80,8 @@ def html(document: Document) -> str:
         tables={each.identity: render_table(each) for each in document.blocks(Table)},
         svgs={each.identity: svg_of(each) for each in pictures},
         marks={each.identity: None if each.marks is None else embedded(marks_document(each.marks)) for each in pictures},
-        script=page_asset("page.js"),
+        script_data={each.identity: embedded(dict(each.script_data)) for each in pictures if each.script},
+        scripts=[page_asset(name) for name in ("page.js", *sorted({each.script for each in pictures if each.script}))],
     )
 
 

@@ -33,6 +33,8 @@ def written(value: Value, form: Form, currency: str = "") -> str:
             return money(value, currency)
         case "bits":
             return f"{value:.2f}" if isinstance(value, float) else f"{value}"
+        case "prefixed":
+            return prefixed(value)
         case "count":
             return f"{value:,.0f}"
         case _:
@@ -44,6 +46,15 @@ def compact(value: float) -> str:
     if isinstance(value, int) or (abs(value) >= 999.5 and math.isfinite(value)):
         return f"{value:,.0f}"
     return f"{value:.3g}"
+
+
+def prefixed(value: float) -> str:
+    """Three digits and a decimal prefix, for the unit that the column names: ``1.27 G``."""
+    for prefix in ("", " k", " M", " G", " T"):
+        if abs(value) < 999.5:
+            return f"{three_digits(value)}{prefix}"
+        value /= 1000
+    return f"{three_digits(value)} P"
 
 
 def time_span(seconds: float) -> str:
