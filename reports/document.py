@@ -108,6 +108,8 @@ class Table:
     """Rows that stand out."""
     currency: str = ""
     """Of columns of the form money."""
+    folded: bool = False
+    """Whether it opens only when asked for: what stands behind a figure."""
     main: bool = False
     """Whether this is the table that ``--format csv`` writes to the file itself."""
 

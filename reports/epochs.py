@@ -93,6 +93,7 @@ def epochs_table(metrics: pd.DataFrame, metric: str, basis: Basis, source: str) 
         basis,
         source,
         emphasised=frozenset(np.flatnonzero(far).tolist()),
+        folded=True,
     )
 
 

@@ -33,7 +33,7 @@ RANK_HEIGHT, LEAST_RANK_HEIGHT, TALLEST = 46, 9, 900
 """Pixels of a rank's lanes, and of all of them: many ranks get thinner ones."""
 LABEL_WIDTH, LABEL_HEIGHT = 20, 11
 """Least pixels of a span that shows its layer."""
-TICKS = 10
+TICKS = 12
 LEGEND_LETTER, LEGEND_GAP = 6.6, 34
 SPANS = "epoch-spans"
 """Identity of the table of what the chart draws."""
@@ -236,6 +236,7 @@ def spans_table(view: EpochView, basis: Basis, source: str, identity: str = SPAN
         [tuple(None if value == -1 else value for value in row) for row in rows],
         basis,
         source,
+        folded=True,
     )
 
 

@@ -134,7 +134,7 @@ def breakdown_table(times: RankTimes, basis: Basis, source: str) -> Table:
         f"Where each rank's time goes: one epoch, mean over {epochs_words(times.epochs)}",
         [*columns, Column("epoch", "seconds", key="epoch_seconds")],
         [
-            (rank, *(float(times.parts.at[rank, name]) for name in (*PARTS, HIDDEN)), times.epoch_seconds)
+            (rank, *(float(times.parts.at[rank, name]) for name in (*PARTS, HIDDEN)), float(times.parts.loc[rank, list(PARTS)].sum()))
             for rank in times.parts.index.tolist()
         ],
         basis,

@@ -46,13 +46,17 @@ class RankTimes:
     """Index rank; columns `PARTS` and `HIDDEN`: of one epoch, mean over epochs."""
     waits: pd.DataFrame
     """A row a wait: rank, epoch, layer, direction, op ("Exchange" or "AllReduce"), culprit, late, seconds."""
-    epoch_seconds: float
-    """Mean, from the first rank's start to the last one's end."""
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Of an epoch, from a rank's own start to its own end: mean over ranks and epochs."""
+        return float(self.parts[list(PARTS)].sum(axis=1).mean())
 
     @property
     def shares(self) -> pd.Series:
         """Of the parts in all ranks' time, by name."""
-        return self.parts[list(PARTS)].sum() / (len(self.parts) * self.epoch_seconds)
+        whole = self.parts[list(PARTS)].sum()
+        return whole / whole.sum()
 
     @property
     def waiting(self) -> float:
@@ -90,8 +94,7 @@ def rank_times(trace: Trace) -> RankTimes | None:
     spans = trace.aligned().spans
     spans = spans[(spans["phase"] == TRAIN) & spans["epoch"].isin(epochs) & ~spans["op"].isin(MARKS)]
     own, flights = spans[spans["stream"] == COMPUTE], spans[spans["stream"] == COMMUNICATION]
-    bounds = trace.epoch_bounds().loc[list(epochs)]
-    seconds = float((bounds["end_ns"] - bounds["start_ns"]).mean() / 1e9)
+    seconds = own_seconds(own)  # of each rank: no barrier ends an epoch, so that ranks may be in different ones
     waits = told_apart(own[own["op"] == "Wait"], flights)
     kinds = pd.Series("compute", index=own.index).mask(own["op"].isin(POSTS), "posting messages")
     moves = own["op"].isin(("Quantize", "Dequantize"))
@@ -105,9 +108,16 @@ def rank_times(trace: Trace) -> RankTimes | None:
         parts[name] = exposed[waits["op"] == op].groupby(waits["rank"]).sum().reindex(parts.index, fill_value=0.0)
     parts["wait for late ranks"] = waits["late"].groupby(waits["rank"]).sum().reindex(parts.index, fill_value=0.0)
     parts /= len(epochs)
-    parts["between operations"] = (seconds - parts[list(PARTS[:-1])].sum(axis=1)).clip(lower=0.0)
+    parts["between operations"] = (seconds.reindex(parts.index, fill_value=0.0) - parts[list(PARTS[:-1])].sum(axis=1)).clip(lower=0.0)
     parts[HIDDEN] = hidden(spans) / len(epochs)
-    return RankTimes(epochs, parts, waits, seconds)
+    return RankTimes(epochs, parts, waits)
+
+
+def own_seconds(own: pd.DataFrame) -> pd.Series:
+    """By rank: from its first operation of an epoch to the end of its last one, mean over epochs."""
+    epochs = own.assign(end_ns=own["start_ns"] + own["wall_ns"]).groupby(["rank", "epoch"])
+    lengths = (epochs["end_ns"].max() - epochs["start_ns"].min()) / 1e9
+    return lengths.groupby("rank").mean()
 
 
 def told_apart(waits: pd.DataFrame, flights: pd.DataFrame) -> pd.DataFrame:

@@ -106,6 +106,7 @@ def matrix_table(matrix: npt.NDArray[np.float64], basis: Basis, source: str) -> 
         [(int(sender), int(receiver), float(matrix[sender, receiver])) for sender, receiver in zip(senders, receivers, strict=True)],
         basis,
         source,
+        folded=True,
     )
 
 

@@ -195,7 +195,9 @@ def tiles(run: TrainRun, times: RankTimes | None) -> Tiles:
         exchanged = f"{byte_count(run.exchange_bytes_per_epoch)} of it in halo exchanges" + (f", {mean:.1f} bits a value" if mean else "")
         facts.append(Fact("Sent an epoch", byte_count(run.bytes_per_epoch), basis, exchanged, EXCHANGES if widths else ""))
     if run.peak_bytes:
-        facts.append(Fact("Peak memory of a rank", byte_range(run.peak_bytes), basis, "above Python and its libraries", MEMORY))
+        least = f"; the smallest {byte_count(min(run.peak_bytes))}" if len(run.peak_bytes) > 1 else ""
+        qualified = f"of the largest rank, above Python and its libraries{least}"
+        facts.append(Fact("Peak memory", byte_count(max(run.peak_bytes)), basis, qualified, MEMORY))
     facts += accuracy_facts(run)
     return Tiles(facts)
 

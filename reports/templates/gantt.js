@@ -2,7 +2,7 @@
 // Zooms and moves Gantt charts, and says what is under the pointer. Spans keep their order in the drawing and in the data.
 (() => {
   const LABEL = 20; // least pixels of a span that shows its layer, as in gantt.py
-  const TICKS = 10;
+  const TICKS = 12;
   const SVG = "http://www.w3.org/2000/svg";
 
   const tickValues = (from, to) => {

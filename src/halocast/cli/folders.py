@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +14,7 @@ from halocast.errors import MisuseError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from halocast.reports.subjects import Subject
     from halocast.reports.train import Promise, TrainRun
     from halocast.traces.trace import Trace
 
@@ -178,6 +180,95 @@ def method_words(config: Mapping[str, Any]) -> str:
     if str(bits).endswith(".npz"):
         return f"{name}, widths of a plan" if config.get("plan") else f"{name}, widths of a file"
     return f"{name}, {bits} bits" if str(bits).isdigit() else f"{name}, {bits} widths"
+
+
+def read_subject(folder: Path, name: str) -> Subject:
+    """A run, traced or not, or a forecast, as comparisons take it. Raises MisuseError for what is neither."""
+    kind = kind_of(folder)
+    if kind is Kind.FORECAST:
+        return _forecast_subject(folder, name)
+    if kind is not Kind.RUN:
+        raise MisuseError(f"{folder} is a {kind} folder; only runs and forecasts are compared")
+    from halocast.reports.document import Basis
+    from halocast.reports.subjects import Subject
+    from halocast.simulator.observations import WARM_UP_EPOCHS
+
+    result = read_document(folder / RESULT) if (folder / RESULT).is_file() else {}
+    trace = _trace_of(folder)
+    metrics = read_metrics(folder)
+    known = metrics.dropna(subset="epoch_seconds")
+    counted = known[known["epoch"] >= WARM_UP_EPOCHS]
+    exchanged, total = (int(result.get(key, 0)) for key in ("exchange_bytes_per_epoch", "bytes_per_epoch"))
+    if not result and trace is not None:
+        exchanged, total = traced_bytes(trace)
+    return Subject(
+        name=name,
+        basis=Basis.MEASURED,
+        config=_config_of(folder, trace),
+        graph=str(result.get("graph", trace.manifest.graph.name if trace else "")),
+        fingerprint=str(result.get("fingerprint", trace.manifest.graph.fingerprint if trace else "")),
+        machine="" if trace is None else f"{trace.manifest.machine.cpu}, {trace.manifest.machine.cores} cores",
+        world_size=int(result.get("ranks", trace.manifest.world_size if trace else 0)),
+        seconds=(counted if len(counted) else known)["epoch_seconds"].to_numpy(dtype="float64"),
+        said=None,
+        metrics=metrics,
+        trace=trace,
+        bytes_per_epoch=total,
+        exchange_bytes_per_epoch=exchanged,
+        peak_bytes=result.get("peak_bytes", ()),
+        accuracy=scores_of(result, metrics),
+        metric=str(result.get("metric", "accuracy")),
+        unfinished=unfinished_words(result, trace, metrics),
+        source=str(folder),
+    )
+
+
+def _forecast_subject(folder: Path, name: str) -> Subject:
+    from halocast.reports.document import Basis
+    from halocast.reports.estimates import Estimate
+    from halocast.reports.subjects import Subject
+
+    said, trace = read_document(folder / FORECAST), _trace_of(folder)
+    try:
+        estimate = Estimate(float(said["epoch_seconds"]), float(said["low"]), float(said["high"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise MisuseError(f"{folder / FORECAST} is damaged: {error}; write it again with halocast forecast --out") from error
+    manifest = None if trace is None else trace.manifest
+    return Subject(
+        name=name,
+        basis=Basis.FORECAST,
+        config=_config_of(folder, trace),
+        graph="" if manifest is None else manifest.graph.name,
+        fingerprint="" if manifest is None else manifest.graph.fingerprint,
+        machine="" if manifest is None else f"{manifest.machine.cpu}, {manifest.machine.cores} cores",
+        world_size=len(said.get("peak_bytes", ())) if manifest is None else manifest.world_size,
+        seconds=read_metrics(folder)["epoch_seconds"].to_numpy(dtype="float64"),
+        said=estimate,
+        metrics=read_metrics(folder),
+        trace=trace,
+        bytes_per_epoch=int(said.get("bytes_per_epoch", 0)),
+        exchange_bytes_per_epoch=int(said.get("exchange_bytes_per_epoch", 0)),
+        peak_bytes=said.get("peak_bytes", ()),
+        source=str(folder),
+        extrapolated=said.get("extrapolated", ()),
+    )
+
+
+def _trace_of(folder: Path) -> Trace | None:
+    from halocast.traces.trace import read_trace
+
+    return read_trace(folder / "trace") if (folder / "trace" / "manifest.json").is_file() else None
+
+
+def _config_of(folder: Path, trace: Trace | None) -> dict[str, Any]:
+    """The resolved configuration, from the trace or the file beside the results."""
+    if trace is not None and trace.manifest.config:
+        return trace.manifest.config
+    path = folder / "config.toml"
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise MisuseError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
