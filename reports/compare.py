@@ -1,4 +1,4 @@
-"""The report of several runs or forecasts beside each other: ratios with their confidence, and what differs in what was asked."""
+"""The report of several runs or forecasts beside each other: ratios with their confidence, and what was asked differently."""
 
 from __future__ import annotations
 
@@ -68,7 +68,13 @@ def compare_document(subjects: Sequence[Subject], reference: str = "") -> Docume
     standings = standings_of(groups, scatter)
     sections = [
         Section("", [tiles(standings)]),
-        Section("Epoch time", [*([] if not any(each.estimate for each in standings) else [times_picture(standings)]), times_table(standings, scatter)]),
+        Section(
+            "Epoch time",
+            [
+                *([] if not any(each.estimate for each in standings) else [times_picture(standings)]),
+                times_table(standings, scatter),
+            ],
+        ),
         *parts_section(groups),
         Section("Bytes, widths, memory, accuracy", [totals_table(groups)]),
         *learning(groups),
@@ -122,8 +128,10 @@ def verdict(standings: Sequence[Standing], scatter: Scatter | None) -> str:
     kind = ", as forecast," if Basis.FORECAST in (best.group.basis, standings[0].group.basis) else ""
     others = [f"{each.group.name} {speed_words(each)}" for each in known if each is not best]
     more = f"; {'; '.join(others[:2])}" if others else ""
-    return f"{best.group.name}{kind} {said} than {standings[0].group.name}{more}." if best.differs else (
-        f"{best.group.name}{kind} {said}: {standings[0].group.name} may be as fast{more}."
+    return (
+        f"{best.group.name}{kind} {said} than {standings[0].group.name}{more}."
+        if best.differs
+        else (f"{best.group.name}{kind} {said}: {standings[0].group.name} may be as fast{more}.")
     )
 
 
@@ -151,19 +159,41 @@ def tiles(standings: Sequence[Standing]) -> Tiles:
     best = min(known, key=lambda each: each.against.value if each.against is not None else np.inf)
     assert best.estimate is not None
     group = best.group
-    facts.append(Fact("Fastest, epoch time", time_span(best.estimate.value), group.basis, f"{group.name}; {interval_words(best)}", TIMES))
-    facts.append(Fact("Fastest against the reference", f"{figures.three_digits(1 / best.against.value)} ×" if best.against else "", group.basis, speed_words(best).removeprefix("is "), TIMES))  # noqa: E501 # fmt: skip
+    facts.append(
+        Fact("Fastest, epoch time", time_span(best.estimate.value), group.basis, f"{group.name}; {interval_words(best)}", TIMES)
+    )
+    facts.append(
+        Fact(
+            "Fastest against the reference",
+            speed_words(best).removeprefix("is ").partition(" (")[0],
+            group.basis,
+            f"95 % between {speed_words(best).partition(' (')[2].rstrip(')').replace(' to ', ' and ')}",
+            TIMES,
+        )
+    )
     if group.sent and base.group.sent:
         sent = f"{byte_count(group.sent)} an epoch, reference {byte_count(base.group.sent)}"
-        facts.append(Fact("Bytes against the reference", f"{figures.three_digits(group.sent / base.group.sent)} ×", group.basis, sent, TOTALS))
+        facts.append(Fact("Bytes against the reference", change_words(group.sent / base.group.sent), group.basis, sent, TOTALS))
     for split in ("test", "val"):
         ours, theirs = group.score(split), base.group.score(split)
         if ours is not None and theirs is not None:
             change = f"{100 * (ours - theirs):+.2f} points".replace("-", "−")
-            name = f"{figures.sentence_case(group.first.metric.replace('_', ' '))} on {'test' if split == 'test' else 'validation'}"
+            metric = figures.sentence_case(group.first.metric.replace("_", " "))
+            name = f"{metric} on {'test' if split == 'test' else 'validation'}"
             facts.append(Fact(name, f"{ours:.4f}", group.basis, f"{change} against {theirs:.4f}", TOTALS))
             break
     return Tiles(facts)
+
+
+def change_words(value: float) -> str:
+    """``40 × fewer``, ``1.2 × more``."""
+    return (
+        f"{figures.three_digits(1 / value)} × fewer"
+        if value < 1
+        else f"{figures.three_digits(value)} × more"
+        if value > 1
+        else "as many"
+    )
 
 
 def interval_words(standing: Standing) -> str:
@@ -196,7 +226,11 @@ def times_picture(standings: Sequence[Standing]) -> Picture:
     axes.set_xlim(0, 1.15 * max(1e3 * each.estimate.high for each in known if each.estimate is not None))
     figures.style(axes, xlabel="ms of an epoch", grid="x")
     axes.tick_params(axis="y", length=0, labelsize=9, labelcolor=figures.INK)
-    figures.headline(axes, "Epoch time", "dots: medians; hollow: forecast; bands: 95 % of what was measured, 90 % of a forecast; strokes: single runs")
+    figures.headline(
+        axes,
+        "Epoch time",
+        "dots: medians; hollow: forecast; bands: 95 % of what was measured, 90 % of a forecast; strokes: single runs",
+    )
     return Picture(
         "times-picture",
         figure,
@@ -222,7 +256,9 @@ def times_table(standings: Sequence[Standing], scatter: Scatter | None) -> Table
                 "reference" if each is standings[0] else "" if against is None else "yes" if each.differs else "no",
             )
         )
-    counted = "" if scatter is None else f"; runs of one configuration scatter by {100 * scatter.deviation:.1f} %, which is counted"
+    counted = (
+        "" if scatter is None else f"; runs of one configuration scatter by {100 * scatter.deviation:.1f} %, which is counted"
+    )
     return Table(
         TIMES,
         f"Epoch times: 95 % intervals of measured ones, 90 % of forecasts{counted}",
@@ -256,7 +292,11 @@ def parts_section(groups: Sequence[Group]) -> list[Section]:
     table = Table(
         PARTS_TABLE,
         "Where an epoch goes, mean over ranks and over epochs",
-        (Column("name"), Column("basis"), *(Column(part, "seconds", key=f"{key_of(part)}_seconds") for part in (*PARTS, HIDDEN))),
+        (
+            Column("name"),
+            Column("basis"),
+            *(Column(part, "seconds", key=f"{key_of(part)}_seconds") for part in (*PARTS, HIDDEN)),
+        ),
         [(name, str(own), *(float(parts[part]) for part in (*PARTS, HIDDEN))) for name, parts, own in traced],
     )
     left_out = [name for name, parts, _ in known if parts is None]
@@ -364,8 +404,12 @@ def differences_block(groups: Sequence[Group]) -> Block:
 
 def notes(groups: Sequence[Group], scatter: Scatter | None) -> list[str]:
     """What a reader must know first."""
-    found = [f"{member.name} is unfinished: {member.unfinished}" for group in groups for member in group.members if member.unfinished]
-    found += [f"{member.name}: {note}" for group in groups for member in group.members if member.trace for note in member.trace.notes]
+    found = [
+        f"{member.name} is unfinished: {member.unfinished}" for group in groups for member in group.members if member.unfinished
+    ]
+    found += [
+        f"{member.name}: {note}" for group in groups for member in group.members if member.trace for note in member.trace.notes
+    ]
     for what, values in (
         ("graphs", {(each.first.graph, each.first.fingerprint) for each in groups}),
         ("machines", {each.first.machine for each in groups if each.first.machine}),

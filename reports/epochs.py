@@ -14,7 +14,7 @@ from halocast.reports.words import time_span
 EPOCHS = "epochs"
 """Identity of the table."""
 FENCE = 3.0
-"""An outlier is so many interquartile ranges above the upper quartile (J. Tukey, Exploratory Data Analysis, 1977: "far out")."""
+"""An outlier is so many quartile ranges above the upper quartile: "far out" (J. Tukey, Exploratory Data Analysis, 1977)."""
 HEIGHT = 2.9
 MOST_NAMED = 5
 
@@ -30,7 +30,9 @@ def outliers(seconds: Floats) -> npt.NDArray[np.bool_]:
     return np.asarray(seconds > high + FENCE * (high - low))
 
 
-def epochs_picture(metrics: pd.DataFrame, warm_up: int, basis: Basis, forecast: tuple[float, float, float] | None = None) -> Picture:
+def epochs_picture(
+    metrics: pd.DataFrame, warm_up: int, basis: Basis, forecast: tuple[float, float, float] | None = None
+) -> Picture:
     """Epoch times over epochs; outliers are ringed, a forecast's interval is shaded.
 
     `forecast`: low, value and high, in seconds. `warm_up`: first epochs, which do not count.
@@ -57,7 +59,9 @@ def epochs_picture(metrics: pd.DataFrame, warm_up: int, basis: Basis, forecast: 
     shaded = "" if forecast is None else f"; forecast {duration(1e3 * forecast[1])} (line), 90 % interval shaded"
     ringed = f"; {int(far.sum())} far above the others, ringed" if far.any() else ""
     low, high = np.quantile(counted, (0.1, 0.9))
-    headline(axes, f"Epochs take {duration(median)} in the median", f"p10 {duration(low)}, p90 {duration(high)}{ringed}{shaded}")
+    headline(
+        axes, f"Epochs take {duration(median)} in the median", f"p10 {duration(low)}, p90 {duration(high)}{ringed}{shaded}"
+    )
     texts = [f"epoch {epoch:.0f}\n{duration(value)}" for epoch, value in zip(epochs, times, strict=True)]
     return Picture(
         f"{EPOCHS}-picture",

@@ -1,7 +1,7 @@
 """How sure an epoch time is, and the ratio of two.
 
 Epochs of one run are not independent runs: they share a machine's mood, and follow each other. They are resampled in blocks
-(H. Künsch, Annals of Statistics 17, 1989), and where several runs of one configuration are given, what those scatter by is added.
+(H. Künsch, Annals of Statistics 17, 1989); where several runs of one configuration are given, their scatter is added.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Scatter:
-    """By how much runs of one configuration differ: standard deviation of the logarithm, and the degrees of freedom behind it."""
+    """By how much runs of one configuration differ: standard deviation of the logarithm, and its degrees of freedom."""
 
     deviation: float
     freedom: int

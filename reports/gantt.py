@@ -104,9 +104,9 @@ def gantt(view: EpochView, basis: Basis, identity: str = "gantt", rows: str = SP
         Markup(svg),
         description,
         basis,
-        caption=f"Epoch {view.epoch}{', the one of median time' if view.is_median else ''}: above what a rank computes, below its "
-        "messages in flight; waiting is hatched. Zoom with the buttons, + and −, a double click, or Ctrl and the wheel; drag, "
-        "or use the arrow keys, to move.",
+        caption=f"Epoch {view.epoch}{', the one of median time' if view.is_median else ''}: above what a rank computes, "
+        "below its messages in flight; waiting is hatched. Zoom with the buttons, + and −, a double click, or Ctrl and the "
+        "wheel; drag, or use the arrow keys, to move.",
         rows=rows,
         script="gantt.js",
         script_data={
@@ -185,7 +185,20 @@ def span_texts(spans: pd.DataFrame) -> list[str]:
     """What each span says under the pointer, in lines."""
     columns = (
         spans[name].tolist()
-        for name in ("rank", "op", "detail", "layer", "direction", "part", "peer", "stream", "left", "width", "bytes_out", "bytes_in")
+        for name in (
+            "rank",
+            "op",
+            "detail",
+            "layer",
+            "direction",
+            "part",
+            "peer",
+            "stream",
+            "left",
+            "width",
+            "bytes_out",
+            "bytes_in",
+        )
     )
     texts = []
     for rank, op, detail, layer, direction, part, peer, stream, left, width, sent, received in zip(*columns, strict=True):
@@ -238,5 +251,3 @@ def spans_table(view: EpochView, basis: Basis, source: str, identity: str = SPAN
         source,
         folded=True,
     )
-
-

@@ -53,14 +53,20 @@ def breakdown_picture(names: Sequence[str], parts: pd.DataFrame, basis: Basis | 
     stacked = milliseconds[list(PARTS)].to_numpy()
     lefts = np.cumsum(stacked, axis=1) - stacked
     extent = 1.1 * max(stacked.sum(axis=1).max(initial=0.0), 1e-6)
-    for place, (part, colour) in enumerate(PART_COLOURS.items()):
+    for place, colour in enumerate(PART_COLOURS.values()):
         is_wait = colour == IDLE
         axes.barh(
             np.arange(bars), stacked[:, place], THICK, left=lefts[:, place], color=colour,
             edgecolor=MUTED if is_wait else PAPER, linewidth=0.4, hatch="//////" if is_wait else None, hatch_linewidth=0.35,
         )  # fmt: skip
     axes.barh(
-        np.arange(bars) + (THICK + THIN) / 2, milliseconds[HIDDEN], THIN, color=ORANGE, alpha=0.55, edgecolor=PAPER, linewidth=0.3
+        np.arange(bars) + (THICK + THIN) / 2,
+        milliseconds[HIDDEN],
+        THIN,
+        color=ORANGE,
+        alpha=0.55,
+        edgecolor=PAPER,
+        linewidth=0.3,
     )
     if bars <= MOST_LABELLED:
         label_parts(axes, stacked, lefts, extent)
@@ -95,7 +101,8 @@ def part_marks(figure: Figure, axes: Any, names: Sequence[str], stacked: Any, le
     rows, places = (each.ravel() for each in np.indices(stacked.shape))
     totals = stacked.sum(axis=1)
     texts = [
-        f"{names[row]}: {PARTS[place]}\n{duration(stacked[row, place])}, {100 * stacked[row, place] / totals[row]:.1f} % of the epoch"
+        f"{names[row]}: {PARTS[place]}\n{duration(stacked[row, place])}, "
+        f"{100 * stacked[row, place] / totals[row]:.1f} % of the epoch"
         if totals[row]
         else str(names[row])
         for row, place in zip(rows.tolist(), places.tolist(), strict=True)
@@ -134,8 +141,12 @@ def breakdown_table(times: RankTimes, basis: Basis, source: str) -> Table:
         f"Where each rank's time goes: one epoch, mean over {epochs_words(times.epochs)}",
         [*columns, Column("epoch", "seconds", key="epoch_seconds")],
         [
-            (rank, *(float(times.parts.at[rank, name]) for name in (*PARTS, HIDDEN)), float(times.parts.loc[rank, list(PARTS)].sum()))
-            for rank in times.parts.index.tolist()
+            (
+                rank,
+                *parts.tolist(),
+                float(parts[: len(PARTS)].sum()),
+            )
+            for rank, parts in enumerate(times.parts[[*PARTS, HIDDEN]].to_numpy(dtype=np.float64))
         ],
         basis,
         source,
@@ -174,8 +185,7 @@ def imbalance_table(trace: Trace, times: RankTimes, devices: Sequence[str], basi
                 float(compute[rank]),
                 float(compute[rank] / compute.mean()) if compute.mean() else None,
                 *((None,) * 3 if part is None else (part.own, part.nnz_central + part.nnz_marginal, part.halo)),
-                float(traffic.at[rank, "bytes_out"]),
-                float(traffic.at[rank, "bytes_in"]),
+                *traffic.loc[rank].tolist(),
                 float(last[rank]),
                 float(holdups[rank]),
                 float(holdups[rank] / times.epoch_seconds),

@@ -87,7 +87,9 @@ def memory_picture(ranks: Sequence[RankMemory], capacity: Capacity | None, basis
     unit, unit_name = next(((unit, name) for unit, name in UNITS if highest >= unit), (1.0, "B"))
     figure = new_figure(min(9.0, 1.5 + 0.36 * max(2, bars)))
     axes = figure.add_subplot()
-    rows, left = np.arange(bars), np.zeros(bars)
+    largest = max(each.whole for each in ranks)
+    rows = np.arange(bars)
+    left = np.zeros(bars)
     parts = [
         ("Python and its libraries", GRID, [each.interpreter for each in ranks]),
         ("graph, features and weights", SKY, [each.before_training for each in ranks]),
@@ -105,30 +107,36 @@ def memory_picture(ranks: Sequence[RankMemory], capacity: Capacity | None, basis
             left = left + widths
     said = [(row, each.interpreter + each.forecast) for row, each in enumerate(ranks) if each.forecast is not None]
     if said:
-        axes.plot([size / unit for _, size in said], [row for row, _ in said], linestyle="", marker="D", markersize=5, color=INK, label="peak as forecast")  # noqa: E501 # fmt: skip
+        places = [size / unit for _, size in said], [row for row, _ in said]
+        axes.plot(*places, linestyle="", marker="D", markersize=5, color=INK, label="peak as forecast")
     drawn = capacity is not None and capacity.bytes <= FAR * highest
     if capacity is not None and drawn:
         axes.axvline(capacity.bytes / unit, color=VERMILION, linewidth=1.6, label="capacity")
     for row, each in enumerate(ranks):
         end = max(each.whole, each.interpreter + (each.forecast or 0)) / unit
-        axes.annotate(byte_count(each.whole), (end, row), (7, 0), textcoords="offset points", va="center", fontsize=8.5, color=INK)
+        axes.annotate(
+            byte_count(each.whole), (end, row), (7, 0), textcoords="offset points", va="center", fontsize=8.5, color=INK
+        )
     every = max(1, -(-bars // 32))
     axes.set_yticks(rows[::every], [f"rank {rank}" for rank in range(0, bars, every)])
     axes.set_ylim(bars - 0.4, -0.6)
     axes.set_xlim(0, 1.15 * max(highest, capacity.bytes if capacity is not None and drawn else 0) / unit)
     style(axes, xlabel=f"{unit_name} at the peak", grid="x")
     axes.tick_params(axis="y", length=0, labelsize=9, labelcolor=INK)
-    used = "" if capacity is None else f"{100 * highest / capacity.bytes:.0f} % of {byte_count(capacity.bytes)}, {capacity.words}"
+    used = (
+        "" if capacity is None else f"{100 * largest / capacity.bytes:.0f} % of {byte_count(capacity.bytes)}, {capacity.words}"
+    )
     off = "; the capacity is off the axis" if capacity is not None and not drawn else ""
-    headline(axes, f"The largest rank holds {byte_count(max(each.whole for each in ranks))}", used + off)
+    headline(axes, f"The largest rank holds {byte_count(largest)}", used + off)
     legend_below(figure, axes.get_legend_handles_labels()[0], columns=5)
-    x, y, widths, texts = ([mark[place] for mark in marks] for place in range(4))
+    texts = [text for *_, text in marks]
+    x, y, extents = np.array([box for *box, _ in marks], dtype=np.float64).reshape(-1, 3).T
     return Picture(
         f"{MEMORY}-picture",
         figure,
         f"Peak memory by rank: {', '.join(byte_count(each.whole) for each in ranks[:16])}{' ...' * (bars > 16)}. {used}{off}",
         basis,
-        marks=boxes_of(figure, axes, x, y, widths, [0.6] * len(x), texts),  # type: ignore[arg-type]
+        marks=boxes_of(figure, axes, x, y, extents, np.full(len(x), 0.6), texts),
         rows=MEMORY,
     )
 
@@ -156,7 +164,9 @@ def memory_table(ranks: Sequence[RankMemory], capacity: Capacity | None, basis: 
                 each.training,
                 each.whole,
                 each.forecast,
-                None if each.forecast is None or each.whole == each.interpreter else each.forecast / (each.whole - each.interpreter) - 1,
+                None
+                if each.forecast is None or each.whole == each.interpreter
+                else each.forecast / (each.whole - each.interpreter) - 1,
                 None if capacity is None else capacity.bytes,
             )
             for rank, each in enumerate(ranks)
@@ -164,4 +174,3 @@ def memory_table(ranks: Sequence[RankMemory], capacity: Capacity | None, basis: 
         basis,
         source,
     )
-

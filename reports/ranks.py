@@ -1,4 +1,4 @@
-"""Where each rank's time goes, and who kept whom waiting, told from a trace: the same for a measured run and a simulated epoch."""
+"""Where each rank's time goes and who kept whom waiting, told from a trace: the same for a measured and a simulated epoch."""
 
 from __future__ import annotations
 
@@ -96,21 +96,30 @@ def rank_times(trace: Trace) -> RankTimes | None:
     own, flights = spans[spans["stream"] == COMPUTE], spans[spans["stream"] == COMMUNICATION]
     seconds = own_seconds(own)  # of each rank: no barrier ends an epoch, so that ranks may be in different ones
     waits = told_apart(own[own["op"] == "Wait"], flights)
-    kinds = pd.Series("compute", index=own.index).mask(own["op"].isin(POSTS), "posting messages")
-    moves = own["op"].isin(("Quantize", "Dequantize"))
-    # Plain training gathers and adds rows at 32 bits: copying, not quantising. Width 0 stands for rows of different widths.
-    kinds = kinds.mask(moves & (own["bits"] < FULL_WIDTH), "quantise").mask(moves & (own["bits"] >= FULL_WIDTH), "posting messages")
-    working = own["op"] != "Wait"
-    busy = (own["wall_ns"][working] / 1e9).groupby([own["rank"][working], kinds[working]]).sum().unstack(fill_value=0.0)
+    working = own[own["op"] != "Wait"]
+    busy = (working["wall_ns"] / 1e9).groupby([working["rank"], kinds(working)]).sum().unstack()
     parts = busy.reindex(index=range(trace.manifest.world_size), columns=list(PARTS), fill_value=0.0).fillna(0.0)
     exposed = waits["seconds"] - waits["late"]
     for op, name in (("Exchange", "exchange exposed"), ("AllReduce", "all-reduce exposed")):
         parts[name] = exposed[waits["op"] == op].groupby(waits["rank"]).sum().reindex(parts.index, fill_value=0.0)
     parts["wait for late ranks"] = waits["late"].groupby(waits["rank"]).sum().reindex(parts.index, fill_value=0.0)
     parts /= len(epochs)
-    parts["between operations"] = (seconds.reindex(parts.index, fill_value=0.0) - parts[list(PARTS[:-1])].sum(axis=1)).clip(lower=0.0)
+    parts["between operations"] = (seconds.reindex(parts.index, fill_value=0.0) - parts[list(PARTS[:-1])].sum(axis=1)).clip(
+        lower=0.0
+    )
     parts[HIDDEN] = hidden(spans) / len(epochs)
     return RankTimes(epochs, parts, waits)
+
+
+def kinds(working: pd.DataFrame) -> pd.Series:
+    """The part that each span counts to.
+
+    Plain training gathers and adds rows at 32 bits: copying, not quantising. Width 0 stands for rows of different widths.
+    """
+    moves, narrow = working["op"].isin(("Quantize", "Dequantize")), working["bits"] < FULL_WIDTH
+    found = pd.Series("compute", index=working.index, name="part")
+    found = found.mask(working["op"].isin(POSTS) | (moves & ~narrow), "posting messages")
+    return found.mask(moves & narrow, "quantise")
 
 
 def own_seconds(own: pd.DataFrame) -> pd.Series:
@@ -125,7 +134,7 @@ def told_apart(waits: pd.DataFrame, flights: pd.DataFrame) -> pd.DataFrame:
 
     An exchange is waited for peer by peer; an all-reduce (peer -1) has begun when the last rank has joined it.
     """
-    starts = flights.groupby(["op", *EXCHANGE, "rank"], as_index=False)["start_ns"].min().rename(columns={"rank": "culprit"})
+    starts = flights.groupby(["op", *EXCHANGE, "rank"])["start_ns"].min().rename_axis(index={"rank": "culprit"}).reset_index()
     exchanges = starts[starts["op"] != "AllReduce"].assign(op="Exchange")
     reduces = starts[starts["op"] == "AllReduce"].sort_values("start_ns").groupby(EXCHANGE, as_index=False).last()
     columns = ["rank", *EXCHANGE, "peer", "start_ns", "wall_ns"]
@@ -139,7 +148,7 @@ def told_apart(waits: pd.DataFrame, flights: pd.DataFrame) -> pd.DataFrame:
         ignore_index=True,
     )
     late = (found["start_ns"] - found["began"]).clip(lower=0).fillna(0.0)
-    late = np.minimum(late, found["wall_ns"]).where(found["culprit"] != found["rank"], 0.0)
+    late = late.where(late < found["wall_ns"], found["wall_ns"]).where(found["culprit"] != found["rank"], 0.0)
     return found.assign(late=late / 1e9, seconds=found["wall_ns"] / 1e9)
 
 

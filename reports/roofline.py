@@ -91,7 +91,10 @@ def operation_totals(trace: Trace, epochs: Sequence[int]) -> list[OperationTotal
             OperationTotals(
                 ", ".join(filter(None, (f"{row['op']} {row['detail']}".rstrip(), layer))),
                 str(row["op"]),
-                *(float(row[name]) * scale / len(epochs) for name, scale in (("count", 1.0), ("wall_ns", 1e-9), ("cpu_ns", 1e-9), ("flops", 1.0), ("moved", 1.0))),  # noqa: E501 # fmt: skip
+                *(
+                    float(row[name]) * scale / len(epochs)
+                    for name, scale in (("count", 1.0), ("wall_ns", 1e-9), ("cpu_ns", 1e-9), ("flops", 1.0), ("moved", 1.0))
+                ),
             )
         )
     return found
@@ -123,12 +126,13 @@ def roofline_picture(operations: Sequence[OperationTotals], ceilings: Ceilings |
     roof = (
         "no ceilings: --costs COSTS draws them"
         if ceilings is None
-        else f"line: {three_digits(ceilings.memory_rate / 1e9)} GB/s and {three_digits(ceilings.gemm_rate / 1e9)} Gflop/s, measured on "
-        f"{ceilings.machine}, {ceilings.threads} thread{'s' * (ceilings.threads > 1)}"
+        else f"line: {three_digits(ceilings.memory_rate / 1e9)} GB/s and {three_digits(ceilings.gemm_rate / 1e9)} Gflop/s, "
+        f"measured on {ceilings.machine}, {ceilings.threads} thread{'s' * (ceilings.threads > 1)}"
     )
     headline(axes, "Operations under the roofline", f"areas are times on the core; numbers as in the table; {roof}")
     texts = [
-        f"{number}: {each.name}\n{three_digits((each.rate or 0) / 1e9)} Gflop/s at {three_digits(each.intensity or 0)} flop a byte\n"
+        f"{number}: {each.name}\n"
+        f"{three_digits((each.rate or 0) / 1e9)} Gflop/s at {three_digits(each.intensity or 0)} flop a byte\n"
         f"{time_span(each.core_seconds)} an epoch, all ranks"
         for number, each in shown
     ]
@@ -139,8 +143,8 @@ def roofline_picture(operations: Sequence[OperationTotals], ceilings: Ceilings |
         f"Roofline of {len(shown)} kinds of operations: the longest, {longest.name}, reaches "
         f"{three_digits((longest.rate or 0) / 1e9)} Gflop/s at {three_digits(longest.intensity or 0)} flop a byte; {roof}",
         basis,
-        caption="Flops and times are measured; bytes are assumed: what an operation must at least read and write, neighbours' rows "
-        "once a nonzero. What counts no flops (widths, loss, epilogues) is in the table only.",
+        caption="Flops and times are measured; bytes are assumed: what an operation must at least read and write, "
+        "neighbours' rows once a nonzero. What counts no flops (widths, loss, epilogues) is in the table only.",
         marks=marks_of(figure, axes, x, y, texts),
         rows=OPERATIONS,
     )

@@ -78,18 +78,20 @@ def matrix_picture(matrix: npt.NDArray[np.float64], basis: Basis) -> Picture:
     axes.set_yticks(np.arange(0, world, every), names)
     axes.set_ylabel("sends", fontsize=8.5, color=MUTED)
     axes.tick_params(length=0, labelcolor=INK)
-    headline(axes, f"{byte_count(matrix.sum())} an epoch, rank to rank", "halo exchanges; the all-reduce of gradients is not in it")
+    headline(
+        axes, f"{byte_count(matrix.sum())} an epoch, rank to rank", "halo exchanges; the all-reduce of gradients is not in it"
+    )
     texts = [
         f"rank {sender} to rank {receiver}\n{byte_count(matrix[sender, receiver])} an epoch"
         for sender, receiver in zip(senders.tolist(), receivers.tolist(), strict=True)
     ]
     ones = np.ones(len(senders))
-    sender, receiver = np.unravel_index(int(matrix.argmax()), matrix.shape)
+    most_from, most_to = divmod(int(matrix.argmax()), world)
     return Picture(
         f"{MATRIX}-picture",
         figure,
-        f"Heat map of bytes from rank to rank: {byte_count(matrix.sum())} an epoch; rank {sender} sends rank {receiver} most, "
-        f"{byte_count(matrix[sender, receiver])}",
+        f"Heat map of bytes from rank to rank: {byte_count(matrix.sum())} an epoch; rank {most_from} sends rank {most_to} most, "
+        f"{byte_count(matrix[most_from, most_to])}",
         basis,
         marks=boxes_of(figure, axes, receivers - 0.5, senders - 0.5, ones, ones, texts),
         rows=MATRIX,
@@ -103,7 +105,10 @@ def matrix_table(matrix: npt.NDArray[np.float64], basis: Basis, source: str) -> 
         MATRIX,
         "Bytes from rank to rank in an epoch's exchanges",
         (Column("from rank", "count"), Column("to rank", "count"), Column("bytes", "bytes", key="bytes")),
-        [(int(sender), int(receiver), float(matrix[sender, receiver])) for sender, receiver in zip(senders, receivers, strict=True)],
+        [
+            (int(sender), int(receiver), float(matrix[sender, receiver]))
+            for sender, receiver in zip(senders, receivers, strict=True)
+        ],
         basis,
         source,
         folded=True,
@@ -114,7 +119,7 @@ def exchange_widths(trace: Trace, epochs: Sequence[int]) -> list[ExchangeWidths]
     """What each exchange sent, by layer and direction, forward first; messages by width as of the last epoch."""
     messages = of_epochs(trace, epochs)
     found = []
-    for (layer, direction), group in messages.groupby(["layer", "direction"]):
+    for _, group in messages.groupby(["layer", "direction"]):
         histogram: dict[int, int] = {}
         for pairs in group.loc[group["epoch"] == group["epoch"].max(), "bits_out"]:
             for bits, rows in pairs:
@@ -122,7 +127,11 @@ def exchange_widths(trace: Trace, epochs: Sequence[int]) -> list[ExchangeWidths]
         totals = group[["bytes_out", "rows_out"]].sum() / len(epochs)
         found.append(
             ExchangeWidths(
-                int(layer), Direction(direction), dict(sorted(histogram.items())), float(totals["bytes_out"]), float(totals["rows_out"])
+                int(group["layer"].iloc[0]),
+                Direction(group["direction"].iloc[0]),
+                dict(sorted(histogram.items())),
+                float(totals["bytes_out"]),
+                float(totals["rows_out"]),
             )
         )
     return sorted(found, key=lambda each: (each.direction != Direction.FORWARD, each.layer))

@@ -101,7 +101,9 @@ def train_document(run: TrainRun, ceilings: Ceilings | None = None) -> Document:
     """The report. Raises MisuseError where there is neither a training epoch nor a row of metrics."""
     times = rank_times(run.trace)
     if times is None and run.metrics.empty:
-        raise MisuseError(f"{run.source or run.trace.folder}: no epoch was finished, so there is nothing to report; train longer")
+        raise MisuseError(
+            f"{run.source or run.trace.folder}: no epoch was finished, so there is nothing to report; train longer"
+        )
     sections = [Section("", [tiles(run, times)])]
     if times is not None:
         sections += traced_sections(run, times)
@@ -192,7 +194,9 @@ def tiles(run: TrainRun, times: RankTimes | None) -> Tiles:
         facts.append(Fact("Computing", percent(float(times.shares["compute"])), basis, counted, BREAKDOWN))
         widths = exchange_widths(run.trace, times.epochs)
         mean = mean_bits(together(widths))
-        exchanged = f"{byte_count(run.exchange_bytes_per_epoch)} of it in halo exchanges" + (f", {mean:.1f} bits a value" if mean else "")
+        exchanged = f"{byte_count(run.exchange_bytes_per_epoch)} of it in halo exchanges" + (
+            f", {mean:.1f} bits a value" if mean else ""
+        )
         facts.append(Fact("Sent an epoch", byte_count(run.bytes_per_epoch), basis, exchanged, EXCHANGES if widths else ""))
     if run.peak_bytes:
         least = f"; the smallest {byte_count(min(run.peak_bytes))}" if len(run.peak_bytes) > 1 else ""
@@ -206,7 +210,9 @@ def promise_fact(promise: Promise, measured: float) -> Fact:
     """What was forecast, and how far it is off."""
     off = f"{100 * (promise.epoch_seconds / measured - 1):+.1f} %".replace("-", "−")
     where = "holds" if promise.low <= measured <= promise.high else "misses"
-    interval = f"90 % between {time_span(promise.low)} and {time_span(promise.high)}, which {where} what was measured; off by {off}"
+    interval = (
+        f"90 % between {time_span(promise.low)} and {time_span(promise.high)}, which {where} what was measured; off by {off}"
+    )
     return Fact("Epoch time, as planned", time_span(promise.epoch_seconds), Basis.FORECAST, interval, EPOCHS)
 
 
@@ -220,7 +226,11 @@ def accuracy_facts(run: TrainRun) -> list[Fact]:
         facts.append(Fact(name, f"{run.accuracy['test']:.4f}", run.basis, others, rows))
     losses = run.metrics["loss"].dropna()
     if len(losses):
-        facts.append(Fact("Training loss", f"{losses.iloc[-1]:.4g}", run.basis, f"at the end, epoch {run.metrics['epoch'].iloc[-1]}", rows))
+        facts.append(
+            Fact(
+                "Training loss", f"{losses.iloc[-1]:.4g}", run.basis, f"at the end, epoch {run.metrics['epoch'].iloc[-1]}", rows
+            )
+        )
     return facts
 
 
@@ -260,7 +270,9 @@ def learning(run: TrainRun) -> list[Block]:
     blocks: list[Block] = []
     if run.metrics["loss"].notna().any():
         losses = run.metrics["loss"].dropna()
-        words = f"Training loss and {metric} against the epoch: the loss falls from {losses.iloc[0]:.4g} to {losses.iloc[-1]:.4g}"
+        words = (
+            f"Training loss and {metric} against the epoch: the loss falls from {losses.iloc[0]:.4g} to {losses.iloc[-1]:.4g}"
+        )
         curves = figures.learning_curves(run.metrics, metric=metric)
         blocks.append(Picture("curves", curves, words, run.basis, rows=EPOCHS))
     if run.metrics["epoch_seconds"].notna().any():
@@ -327,7 +339,12 @@ def data(run: TrainRun, times: RankTimes | None) -> dict[str, object]:
         found["epoch_seconds"] = {"median": median, "p10": p10, "p90": p90}
     if run.promise is not None:
         said = run.promise
-        found["forecast"] = {"epoch_seconds": said.epoch_seconds, "low": said.low, "high": said.high, "peak_bytes": list(said.peak_bytes)}
+        found["forecast"] = {
+            "epoch_seconds": said.epoch_seconds,
+            "low": said.low,
+            "high": said.high,
+            "peak_bytes": list(said.peak_bytes),
+        }
         if len(seconds):
             found["error"] = said.epoch_seconds / float(np.median(seconds)) - 1.0
     if times is not None:
@@ -341,8 +358,8 @@ def footer(manifest: TraceManifest) -> str:
     """What would repeat it."""
     versions = "".join(f", {name} {version}" for name, version in manifest.versions.items())
     return (
-        f"halocast {manifest.halocast}{versions}; {manifest.machine.cpu}, {manifest.machine.cores} cores; seed {manifest.seed}; "
-        f"graph {manifest.graph.fingerprint}"
+        f"halocast {manifest.halocast}{versions}; {manifest.machine.cpu}, {manifest.machine.cores} cores; "
+        f"seed {manifest.seed}; graph {manifest.graph.fingerprint}"
     )
 
 

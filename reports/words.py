@@ -61,6 +61,8 @@ def time_span(seconds: float) -> str:
     """``0.812 ms``, ``1.27 s``, ``12.5 min``, ``3.20 h``, ``4.10 days``."""
     if not math.isfinite(seconds):
         return NOTHING
+    if seconds == 0:
+        return "0 s"
     if seconds < 2 * MINUTE:
         return duration(1e3 * seconds)
     for unit, name, upper in ((MINUTE, "min", 2 * HOUR), (HOUR, "h", 2 * DAY)):

@@ -44,9 +44,7 @@ def kind_of(folder: Path) -> Kind:
         return Kind.RUN
     if (folder / "manifest.json").is_file():
         raise MisuseError(f"{folder} is a trace, without its run; give the folder around it: {folder.parent}")
-    raise MisuseError(
-        f"{folder} holds nothing to report: no {RESULT} or trace/ (a run), {FORECAST}, {WHATIF} or {VALIDATION}"
-    )
+    raise MisuseError(f"{folder} holds nothing to report: no {RESULT} or trace/ (a run), {FORECAST}, {WHATIF} or {VALIDATION}")
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -70,7 +68,7 @@ def read_run(folder: Path) -> TrainRun:
     result = read_document(folder / RESULT) if (folder / RESULT).is_file() else {}
     if not (folder / "trace" / "manifest.json").is_file():
         raise MisuseError(
-            f"{folder} has no trace, which this report is made of; train with --set trace.enabled=true, or compare it with others"
+            f"{folder} has no trace, which this report is made of; train with --set trace.enabled=true, or compare runs"
         )
     return train_run(folder, result, read_trace(folder / "trace"))
 
@@ -119,7 +117,9 @@ def read_metrics(folder: Path) -> pd.DataFrame:
     except pd.errors.EmptyDataError:
         return empty
     except (ValueError, KeyError) as error:
-        raise MisuseError(f"{path} is damaged ({' '.join(str(error).split())}); move it away to report the trace alone") from error
+        raise MisuseError(
+            f"{path} is damaged ({' '.join(str(error).split())}); move it away to report the trace alone"
+        ) from error
 
 
 def traced_bytes(trace: Trace) -> tuple[int, int]:
@@ -166,7 +166,11 @@ def model_words(config: Mapping[str, Any]) -> str:
     """``GraphSAGE, 3 layers of 128``."""
     model = config.get("model", {})
     layer = str(model.get("layer", ""))
-    return f"{MODEL_NAMES.get(layer, layer)}, {model['layers']} layers of {model['hidden']}" if {"layers", "hidden"} <= set(model) else layer
+    return (
+        f"{MODEL_NAMES.get(layer, layer)}, {model['layers']} layers of {model['hidden']}"
+        if {"layers", "hidden"} <= set(model)
+        else layer
+    )
 
 
 def method_words(config: Mapping[str, Any]) -> str:

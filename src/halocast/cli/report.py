@@ -71,7 +71,13 @@ def report(
     files = {("report" if path == out else path.stem): str(path) for path in contents}
     following = document.next_command or f"open {out} in a browser"
     console.document(
-        {"report": document.kind, "title": document.title, "verdict": document.verdict, "notes": list(document.notes), "files": files}
+        {
+            "report": document.kind,
+            "title": document.title,
+            "verdict": document.verdict,
+            "notes": list(document.notes),
+            "files": files,
+        }
     )
     console.result(document.verdict)
     for note in document.notes:
@@ -98,7 +104,9 @@ def kind_for(folders: Sequence[Path]) -> str:
     single = {Kind.WHATIF: "capacity", Kind.VALIDATION: "forecast"}
     for place, found in enumerate(kinds):
         if found in single and len(folders) > 1:
-            raise MisuseError(f"{folders[place]} is a {found} folder, which makes a {single[found]} report by itself; leave the others out")
+            raise MisuseError(
+                f"{folders[place]} is a {found} folder, which makes a {single[found]} report by itself; leave the others out"
+            )
     if len(folders) > 1:
         return "compare"
     return {**single, Kind.FORECAST: "train", Kind.RUN: "forecast" if forecast_beside(folders[0]) else "train"}[kinds[0]]
@@ -146,7 +154,9 @@ def ceilings_of(costs: Path) -> Ceilings:
 def compare_report(folders: Sequence[Path], costs: Path | None, reference: str) -> Document:
     from halocast.reports.compare import compare_document
 
-    repeated = [folder for place, folder in enumerate(folders) if folder.resolve() in {each.resolve() for each in folders[:place]}]
+    repeated = [
+        folder for place, folder in enumerate(folders) if folder.resolve() in {each.resolve() for each in folders[:place]}
+    ]
     if repeated:
         raise MisuseError(f"{repeated[0]} is given twice; name each folder once")
     subjects = [read_subject(folder, name) for folder, name in zip(folders, names_of(folders), strict=True)]
