@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +157,7 @@ def markdown(document: Document) -> str:
         for block in section.blocks:
             lines += [*markdown_block(block), ""]
     if document.next_command:
-        lines += [f"Next: `{document.next_command}`", ""]
+        lines += [f"Next: {code(document.next_command)}", ""]
     return "\n".join([*lines, plain(document.footer), ""])
 
 
@@ -177,7 +178,7 @@ def markdown_block(block: Block) -> list[str]:
 
 def markdown_table(table: Table) -> list[str]:
     basis = f" ({table.basis})" if table.basis else ""
-    source = f", from `{table.source}`" if table.source else ""
+    source = f", from {code(table.source)}" if table.source else ""
     lines = [
         f"{plain(table.caption)}{basis}{source}",
         "",
@@ -198,6 +199,13 @@ def plain(text: str) -> str:
     for character in "|<>*_`[]":
         flat = flat.replace(character, f"\\{character}")
     return flat
+
+
+def code(text: str) -> str:
+    """Text as a code span: between more backticks than it has itself."""
+    flat = " ".join(text.split())
+    fence = "`" * (max(map(len, re.findall("`+", flat)), default=0) + 1)
+    return f"{fence}{flat}{fence}" if len(fence) == 1 else f"{fence} {flat} {fence}"
 
 
 # -- JSON and CSV -----------------------------------------------------------------------------------------------

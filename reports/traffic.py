@@ -90,7 +90,7 @@ def matrix_picture(matrix: npt.NDArray[np.float64], basis: Basis) -> Picture:
     return Picture(
         f"{MATRIX}-picture",
         figure,
-        f"Heat map of bytes from rank to rank: {byte_count(matrix.sum())} an epoch; rank {most_from} sends rank {most_to} most, "
+        f"Heat map of bytes, rank to rank: {byte_count(matrix.sum())} an epoch; most goes from rank {most_from} to {most_to}, "
         f"{byte_count(matrix[most_from, most_to])}",
         basis,
         marks=boxes_of(figure, axes, receivers - 0.5, senders - 0.5, ones, ones, texts),

@@ -11,7 +11,7 @@ FORWARD, BACKWARD = Direction.FORWARD, Direction.BACKWARD
 MS = 1_000_000
 #   ms       0        10       20       30       40       50
 #   rank 0   compute  | wait (of rank 1: 10..26; it sends at 18) | reduce 26..27 | wait 27..40 | step 40..41
-#   rank 1   compute 0..16 | quantise 16..18 | exchange 18..19 | wait 19..20 | compute 20..32 | reduce 32..33 | wait ..40 | step ..41
+#   rank 1   compute | quantise 16..18 | exchange 18..19 | wait 19..20 | compute ..31 | reduce 32..33 | wait ..40 | step ..41
 TIMELINE = {
     0: [
         (Aggregate(0), "compute", 0, 9, -1),
