@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from halocast.reports.document import Basis, Column, Picture, Table
+from halocast.reports.document import Basis, Column, Picture, Table, Value
 from halocast.reports.figures import BLUE, GRID, INK, SKY, VERMILION, headline, legend_below, new_figure, style
 from halocast.reports.page import boxes_of
 from halocast.reports.words import byte_count
@@ -142,35 +142,33 @@ def memory_picture(ranks: Sequence[RankMemory], capacity: Capacity | None, basis
 
 
 def memory_table(ranks: Sequence[RankMemory], capacity: Capacity | None, basis: Basis, source: str) -> Table:
-    """A row a rank."""
-    return Table(
-        MEMORY,
-        "Memory at the peak" + (f"; capacity: {capacity.words}" if capacity is not None else ""),
-        (
-            Column("rank", "count"),
-            Column("Python and its libraries", "bytes", key="interpreter_bytes"),
-            Column("graph, features and weights", "bytes", key="before_training_bytes"),
-            Column("training", "bytes", key="training_bytes"),
-            Column("all", "bytes", key="whole_bytes"),
+    """A row a rank; columns of forecast and capacity where there are such."""
+    columns = [
+        Column("rank", "count"),
+        Column("Python and its libraries", "bytes", key="interpreter_bytes"),
+        Column("graph, features and weights", "bytes", key="before_training_bytes"),
+        Column("training", "bytes", key="training_bytes"),
+        Column("all", "bytes", key="whole_bytes"),
+    ]
+    rows: list[list[Value]] = [
+        [rank, each.interpreter, each.before_training, each.training, each.whole] for rank, each in enumerate(ranks)
+    ]
+    if any(each.forecast is not None for each in ranks):
+        columns += [
             Column("all but Python, as forecast", "bytes", Basis.FORECAST, key="forecast_bytes"),
-            Column("off by", "change", Basis.FORECAST, key="forecast_error"),
-            Column("capacity", "bytes", None if capacity is None else capacity.basis, key="capacity_bytes"),
-        ),
-        [
-            (
-                rank,
-                each.interpreter,
-                each.before_training,
-                each.training,
-                each.whole,
-                each.forecast,
-                None
-                if each.forecast is None or each.whole == each.interpreter
-                else each.forecast / (each.whole - each.interpreter) - 1,
-                None if capacity is None else capacity.bytes,
-            )
-            for rank, each in enumerate(ranks)
-        ],
-        basis,
-        source,
-    )
+            Column("off by", "change", key="forecast_error"),
+        ]
+        for row, each in zip(rows, ranks, strict=True):
+            row += [each.forecast, off_by(each)]
+    if capacity is not None:
+        columns.append(Column("capacity", "bytes", capacity.basis, key="capacity_bytes"))
+        for row in rows:
+            row.append(capacity.bytes)
+    caption = "Memory at the peak" + (f"; capacity: {capacity.words}" if capacity is not None else "")
+    return Table(MEMORY, caption, columns, rows, basis, source)
+
+
+def off_by(rank: RankMemory) -> float | None:
+    """Of the forecast: signed, forecast / measured - 1."""
+    measured = rank.whole - rank.interpreter
+    return None if rank.forecast is None or not measured else rank.forecast / measured - 1.0
