@@ -11,6 +11,7 @@ from halocast.reports.document import Basis, Picture, Table, Tiles
 from halocast.reports.figures import view_epoch
 from halocast.reports.ranks import PARTS, rank_times
 from halocast.reports.render import as_json, html
+from halocast.reports.roofline import apart
 from halocast.reports.train import Promise, byte_range, train_document
 from halocast.simulator.costs import Ceilings
 from halocast.traces.operations import Aggregate, Step
@@ -184,6 +185,12 @@ def test_memory_of_a_gpu_is_by_its_data_sheet(folder):
     table = tables(train_document(make_run(folder)))["memory"]
     assert {row[5] for row in table.rows} == {80_000_000_000}
     assert table.columns[5].basis is Basis.ASSUMED
+
+
+def test_numbers_on_the_roofline_do_not_touch():
+    points = np.array([[0.0, 0.0], [0.01, 0.01], [0.05, 0.3], [0.5, 0.0], [0.51, 0.05]])
+    assert apart(points) == [0, 2, 3]
+    assert apart(points[:0]) == []
 
 
 def test_the_roofline_with_and_without_ceilings(folder):
