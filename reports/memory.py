@@ -11,7 +11,7 @@ import numpy as np
 from halocast.reports.document import Basis, Column, Picture, Table, Value
 from halocast.reports.figures import BLUE, GRID, INK, SKY, VERMILION, headline, legend_below, new_figure, style
 from halocast.reports.page import boxes_of
-from halocast.reports.words import byte_count
+from halocast.reports.words import byte_count, byte_unit
 from halocast.simulator.catalogue import load_catalogue
 from halocast.traces.trace import Trace
 
@@ -19,7 +19,6 @@ MEMORY = "memory"
 """Identity of the table."""
 FAR = 2.5
 """A capacity so many times the highest bar is told, not drawn."""
-UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def memory_picture(ranks: Sequence[RankMemory], capacity: Capacity | None, basis
     """Stacked bars by rank; a line at the capacity, a diamond at each forecast."""
     bars = len(ranks)
     highest = max(max(each.whole, each.interpreter + (each.forecast or 0)) for each in ranks)
-    unit, unit_name = next(((unit, name) for unit, name in UNITS if highest >= unit), (1.0, "B"))
+    unit, unit_name = byte_unit(highest)
     figure = new_figure(min(9.0, 1.5 + 0.36 * max(2, bars)))
     axes = figure.add_subplot()
     largest = max(each.whole for each in ranks)

@@ -95,6 +95,15 @@ def test_a_forecast_folder_is_reported_as_simulated(capsys: pytest.CaptureFixtur
     assert "this is a simulated epoch" in capsys.readouterr().out
 
 
+def test_a_run_with_its_forecast_makes_a_forecast_report(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("halocast.reports.forecast")
+    write_forecast_folder("one/forecast", seconds=0.1, low=0.09, high=0.12)
+    assert run(["report", "one", "--out", "one.html"]) == 0
+    assert capsys.readouterr().out
+    assert run(["report", "one", "--out", "train.html", "--kind", "train"]) == 0
+    assert "is waiting for messages" in capsys.readouterr().out
+
+
 def test_a_killed_run_makes_an_unfinished_report(capsys: pytest.CaptureFixture[str]) -> None:
     Path("one/result.json").unlink()
     write_manifest(Path("one/trace"), read_manifest(Path("one/trace")).model_copy(update={"finished": False}))
