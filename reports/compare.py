@@ -131,11 +131,14 @@ def tiles(standings: Sequence[Standing]) -> Tiles:
     best = min(known, key=lambda each: each.against.value if each.against is not None else np.inf)
     assert best.estimate is not None
     group = best.group
+    named = "Fastest of the others" if len(standings) > 2 else "Beside it"
     facts.append(
-        Fact("Fastest, epoch time", time_span(best.estimate.value), group.basis, f"{group.name}; {interval_words(best)}", TIMES)
+        Fact(
+            f"{named}, epoch time", time_span(best.estimate.value), group.basis, f"{group.name}; {interval_words(best)}", TIMES
+        )
     )
     words, (low, high) = speed(best)
-    facts.append(Fact("Fastest against the reference", words, group.basis, f"between {low} and {high} ×", TIMES))
+    facts.append(Fact(f"{named}, against the reference", words, group.basis, f"between {low} and {high} ×", TIMES))
     if group.sent and base.group.sent:
         sent = f"{byte_count(group.sent)} an epoch, reference {byte_count(base.group.sent)}"
         facts.append(Fact("Bytes against the reference", change_words(group.sent / base.group.sent), group.basis, sent, TOTALS))
