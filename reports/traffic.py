@@ -154,8 +154,14 @@ def widths_picture(exchanges: Sequence[ExchangeWidths], basis: Basis) -> Picture
     )
 
 
-def exchanges_table(exchanges: Sequence[ExchangeWidths], basis: Basis, source: str) -> Table:
-    """A row an exchange."""
+def exchanges_table(exchanges: Sequence[ExchangeWidths], last: pd.DataFrame, basis: Basis, source: str) -> Table:
+    """A row an exchange; `last` says which rank was the last to send in each epoch's."""
+
+    def most_often(each: ExchangeWidths) -> tuple[int | None, float | None]:
+        own = last.loc[(last["layer"] == each.layer) & (last["direction"] == each.direction), "rank"]
+        counts = own.value_counts(normalize=True).sort_index().sort_values(ascending=False, kind="stable")
+        return (int(counts.index[0]), float(counts.iloc[0])) if len(counts) else (None, None)
+
     return Table(
         EXCHANGES,
         "Exchanges of an epoch, all ranks together",
@@ -166,6 +172,8 @@ def exchanges_table(exchanges: Sequence[ExchangeWidths], basis: Basis, source: s
             Column("bytes", "bytes", key="bytes"),
             Column("mean width, bits", "bits", key="mean_bits"),
             Column("messages by width"),
+            Column("most often last to send, rank", "count", key="last_rank"),
+            Column("how often", "percent", key="last_share"),
         ),
         [
             (
@@ -175,6 +183,7 @@ def exchanges_table(exchanges: Sequence[ExchangeWidths], basis: Basis, source: s
                 each.bytes,
                 mean_bits(each.histogram) if each.histogram else None,
                 ", ".join(f"{rows:,} at {bits}" for bits, rows in each.histogram.items()) or None,
+                *most_often(each),
             )
             for each in exchanges
         ],

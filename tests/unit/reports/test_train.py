@@ -127,9 +127,13 @@ def test_messages_by_pair_and_exchange(folder):
     assert [(sender, receiver, size) for (sender, receiver), size in pairs.items()] == list(found["bytes-matrix"].rows)
     by_exchange = {(row[0], row[1]): row for row in found["exchanges"].rows}
     for (layer, direction), group in last.groupby(["layer", "direction"]):
-        _, _, rows, size, bits, words = by_exchange[layer, direction]
+        _, _, rows, size, bits, words, last_rank, share = by_exchange[layer, direction]
         assert (rows, size, bits) == (group["rows_out"].sum(), group["bytes_out"].sum(), 32.0)
         assert words == f"{group['rows_out'].sum():,} at 32"
+        starts = messages[(messages["layer"] == layer) & (messages["direction"] == direction) & messages["epoch"].isin((2, 3))]
+        begun = starts.assign(start=starts["start_ns"] - starts["rank"].map({0: 0, 1: 1_234_567}))
+        latest = begun.sort_values("start").groupby("epoch")["rank"].last().tolist()
+        assert share == latest.count(last_rank) / 2 >= 0.5
 
 
 def test_epochs_that_stand_out_are_named(folder):
