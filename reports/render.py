@@ -112,12 +112,13 @@ def render_cell(column: Column, value: Value, currency: str) -> Cell:
 
 
 def table_document(table: Table) -> dict[str, Any]:
-    """All rows by column, values and texts; a text that is the value itself is left out."""
+    """All rows by column, values and texts; texts that are the values themselves are left out."""
     columns = []
     for place, column in enumerate(table.columns):
         values = [clean(row[place]) for row in table.rows]
-        texts = None if column.form == "text" else [written(value, column.form, table.currency) for value in values]
-        columns.append({"values": values, "texts": texts})
+        texts = [written(value, column.form, table.currency) for value in values]
+        is_plain = all(value is None or str(value) == text for value, text in zip(values, texts, strict=True))
+        columns.append({"values": values, "texts": None if is_plain else texts})
     return {"columns": columns, "emphasised": sorted(table.emphasised)}
 
 
