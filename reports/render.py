@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,8 @@ def html(document: Document) -> str:
         tables={each.identity: render_table(each) for each in document.blocks(Table)},
         svgs={each.identity: svg_of(each) for each in pictures},
         marks={each.identity: None if each.marks is None else embedded(marks_document(each.marks)) for each in pictures},
-        script=page_asset("page.js"),
+        script_data={each.identity: embedded(dict(each.script_data)) for each in pictures if each.script},
+        scripts=[page_asset(name) for name in ("page.js", *sorted({each.script for each in pictures if each.script}))],
     )
 
 
@@ -110,12 +112,13 @@ def render_cell(column: Column, value: Value, currency: str) -> Cell:
 
 
 def table_document(table: Table) -> dict[str, Any]:
-    """All rows by column, values and texts; a text that is the value itself is left out."""
+    """All rows by column, values and texts; texts that are the values themselves are left out."""
     columns = []
     for place, column in enumerate(table.columns):
         values = [clean(row[place]) for row in table.rows]
-        texts = None if column.form == "text" else [written(value, column.form, table.currency) for value in values]
-        columns.append({"values": values, "texts": texts})
+        texts = [written(value, column.form, table.currency) for value in values]
+        is_plain = all(value is None or str(value) == text for value, text in zip(values, texts, strict=True))
+        columns.append({"values": values, "texts": None if is_plain else texts})
     return {"columns": columns, "emphasised": sorted(table.emphasised)}
 
 
@@ -155,7 +158,7 @@ def markdown(document: Document) -> str:
         for block in section.blocks:
             lines += [*markdown_block(block), ""]
     if document.next_command:
-        lines += [f"Next: `{document.next_command}`", ""]
+        lines += [f"Next: {code(document.next_command)}", ""]
     return "\n".join([*lines, plain(document.footer), ""])
 
 
@@ -176,7 +179,7 @@ def markdown_block(block: Block) -> list[str]:
 
 def markdown_table(table: Table) -> list[str]:
     basis = f" ({table.basis})" if table.basis else ""
-    source = f", from `{table.source}`" if table.source else ""
+    source = f", from {code(table.source)}" if table.source else ""
     lines = [
         f"{plain(table.caption)}{basis}{source}",
         "",
@@ -197,6 +200,13 @@ def plain(text: str) -> str:
     for character in "|<>*_`[]":
         flat = flat.replace(character, f"\\{character}")
     return flat
+
+
+def code(text: str) -> str:
+    """Text as a code span: between more backticks than it has itself."""
+    flat = " ".join(text.split())
+    fence = "`" * (max(map(len, re.findall("`+", flat)), default=0) + 1)
+    return f"{fence}{flat}{fence}" if len(fence) == 1 else f"{fence} {flat} {fence}"
 
 
 # -- JSON and CSV -----------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ COMMANDS = {
     "forecast": "Say what a run would do, from calibrated costs, with a 90 % interval.",
     "plan": "Choose widths, partition, savings and method by forecast, for training to follow.",
     "validate": "Forecast every recorded configuration from the others, and say how wrong that is.",
+    "report": "Write runs, forecasts, what-ifs and validations as a page, Markdown, JSON or CSV.",
     "datasets": "List the graphs that are known by name.",
     "partition": "Cut a graph into parts and store one memory-mapped shard a part.",
     "export": "Write a run's trace for Perfetto, Holistic Trace Analysis or a data frame.",
