@@ -237,8 +237,8 @@ class Questions:
 
     # -- rows ---------------------------------------------------------------------------------------------------
 
-    def _row(self, scenario: int) -> pd.Series[Any]:
-        return self.table.loc[scenario]
+    def _row(self, scenario: int) -> dict[str, Any]:
+        return {str(name): value for name, value in self.table.loc[scenario].items()}
 
     def _said(self, scenario: int | None) -> str:
         """Name, time and cost with their intervals."""

@@ -63,7 +63,7 @@ class Structure:
         return round(float(peaks_of(costs, self.memory).max()))
 
     def simulate(self, seconds: Floats, machine: Machine, *, message_scale: float = 1.0) -> Simulation:
-        """An epoch whose operations take `seconds` alone, with messages `message_scale` times as long, by the engine that suits."""
+        """An epoch whose operations take `seconds` alone, and messages `message_scale` times their bytes, by what suits."""
         if runs(machine):
             sizes = None if message_scale == 1.0 else self.programs.messages.bytes * message_scale
             return self.programs.exchanged(seconds=seconds, sizes=sizes).simulate(machine)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import groupby
 from typing import Any
@@ -24,7 +24,7 @@ from halocast.traces.workload import LayerSpec
 BACKENDS = ("loky", "threading", "dask", "ray")
 FLUSH_SECONDS = 3.0
 """Rows are written when so many seconds have passed: what a killed sweep loses, with what is under way."""
-TASK_SECONDS = 2.0
+TASK_SECONDS = 4.0
 """About how long a task should take, so that answers come steadily and starting one costs little."""
 SECONDS_BETWEEN_REPORTS = 2.0
 Row = dict[str, Any]
@@ -81,14 +81,17 @@ def plan_tasks(scenarios: Iterable[tuple[int, Point]], *, by_events: Callable[[P
 
     `by_events`: whether ranks share cores there, which takes the slower engine.
     """
-    ordered = sorted(scenarios, key=lambda each: (-each[1].ranks, str(each[1].structure)))
+    ordered = sorted(scenarios, key=lambda each: (-each[1].ranks, str(each[1].structure), str(_epoch_of(each[1]))))
     tasks: list[Task] = []
     held: list[tuple[int, Point]] = []
     weight = 0.0
     for _, group in groupby(ordered, key=lambda each: each[1].structure):
         fresh = True
+        epochs: set[Point] = set()
         for number, point in group:
-            weight += seconds_of(point, fresh=fresh, by_events=by_events(point))
+            if (epoch := _epoch_of(point)) not in epochs:
+                weight += seconds_of(point, fresh=fresh, by_events=by_events(point))
+            epochs.add(epoch)
             held.append((number, point))
             fresh = False
             if weight >= TASK_SECONDS:
@@ -97,6 +100,11 @@ def plan_tasks(scenarios: Iterable[tuple[int, Point]], *, by_events: Callable[[P
     if held:
         tasks.append(Task(tuple(held), weight))
     return sorted(tasks, key=lambda task: -task.weight)
+
+
+def _epoch_of(point: Point) -> Point:
+    """What is simulated: one epoch for all prices."""
+    return replace(point, price_per_hour=None)
 
 
 def seconds_of(point: Point, *, fresh: bool, by_events: bool) -> float:
@@ -195,11 +203,11 @@ def side_by_side(backend: str, jobs: int, address: str | None) -> Iterator[Run]:
 def _dask(jobs: int, address: str | None) -> AbstractContextManager[Any]:
     if find_spec("distributed") is None:
         raise MisuseError("--backend dask needs dask: pip install 'halocast[dask]'")
-    from distributed import Client
+    import distributed
 
     if address is not None:
-        return Client(address)
-    return Client(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
+        return distributed.Client(address)
+    return distributed.Client(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Flag = Annotated[bool, Parameter(negative=())]
 DEFAULT_MOST = 100_000
+FILES = ("whatif", "scenarios", "answers")
 
 
 def whatif(
