@@ -163,7 +163,7 @@ def read_bytes(value: object, where: str) -> int:
 
 def _amount(value: object, where: str, pattern: re.Pattern[str], units: dict[str, Any], allowed: str) -> float:
     match = pattern.match(str(value))
-    number = None if isinstance(value, bool) or match is None else float(match[1]) * units[match[2] or ""]
-    if number is None or not 0.0 < number < math.inf:
+    number = 0.0 if isinstance(value, bool) or match is None else float(match[1]) * float(units[match[2]])
+    if not 0.0 < number < math.inf:
         raise MisuseError(f"{where} = {value!r}: allowed is {allowed}")
     return number

@@ -1,0 +1,40 @@
+"""A small grid on the sample runs' graph, and what answers it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from halocast.cli.capacity import open_evaluator
+from halocast.simulator.costs import Ceilings, Costs
+from halocast.simulator.whatif.evaluation import Evaluator
+
+RUN_FILE = Path(__file__).resolve().parents[4] / "traces/samples/generated-2-100mbit-full-cut/0/config.toml"
+CEILINGS = Ceilings(memory_rate=2e10, gemm_rate=1e11, date="2026-11-21", machine="another machine")
+
+
+@pytest.fixture(scope="session")
+def movable(calibration: Any) -> Costs:
+    """Costs of the sample runs, with ceilings to move them by."""
+    costs: Costs = calibration.costs.model_copy(update={"ceilings": CEILINGS})
+    return costs
+
+
+@pytest.fixture(scope="session")
+def movable_file(movable: Costs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("movable") / "costs.json"
+    movable.save(path)
+    return path
+
+
+def grid_of(**tables: Any) -> dict[str, Any]:
+    """A grid on the sample runs' graph."""
+    return {"data": str(RUN_FILE), "epochs": 100, **tables}
+
+
+@pytest.fixture(scope="session")
+def evaluator(movable: Costs) -> Callable[..., Evaluator]:
+    return lambda **tables: open_evaluator(grid_of(**tables), movable, "grid")
