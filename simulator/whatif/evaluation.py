@@ -355,8 +355,7 @@ class Evaluator:
         return missed
 
 
-def binding(row: Mapping[str, Any]) -> tuple[str, float]:
-    """What a row's epoch is bound by, and its share of the epoch."""
-    column = next(name for name, word in BINDS.items() if word == row["binds"])
-    total = math.fsum(row[name] for name in BINDS)
-    return row["binds"], row[column] / total if total else 0.0
+def shares_of(row: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """What a row's epoch goes into, and how much of it, the largest first."""
+    total = math.fsum(row[column] for column in BINDS) or 1.0
+    return sorted(((word, row[column] / total) for column, word in BINDS.items()), key=lambda each: -each[1])

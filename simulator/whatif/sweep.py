@@ -22,6 +22,8 @@ from halocast.simulator.whatif.points import PartKey, Point
 from halocast.traces.workload import LayerSpec
 
 BACKENDS = ("loky", "threading", "dask", "ray")
+DISTRIBUTED = {"dask": "distributed", "ray": "ray"}
+"""The package of those that reach other machines."""
 FLUSH_SECONDS = 3.0
 """Rows are written when so many seconds have passed: what a killed sweep loses, with what is under way."""
 TASK_SECONDS = 4.0
@@ -178,6 +180,17 @@ def handed_for(handed: Handed, task: Task) -> Handed:
     return Handed(handed.subject, handed.specs, {key: handed.partitions[key] for key in keys if key in handed.partitions})
 
 
+def check_backend(backend: str, address: str | None) -> None:
+    """Raises MisuseError for one that is unknown or not installed, and for a cluster where there can be none."""
+    if backend not in BACKENDS:
+        raise MisuseError(f"--backend {backend} is unknown{nearest(backend, BACKENDS)}")
+    package = DISTRIBUTED.get(backend)
+    if package is not None and find_spec(package) is None:
+        raise MisuseError(f"--backend {backend} needs {backend}: pip install 'halocast[{backend}]'")
+    if package is None and address is not None:
+        raise MisuseError(f"--cluster {address} needs --backend dask or ray: {backend} stays on this machine")
+
+
 Run = Callable[[Iterable[Any]], Iterable[Any]]
 
 
@@ -186,10 +199,7 @@ def side_by_side(backend: str, jobs: int, address: str | None) -> Iterator[Run]:
     """Something that runs joblib's delayed calls on `jobs` processes (or threads), and gives answers as they come.
 
     dask and ray: on the cluster at `address`, or on one of `jobs` workers made here for the while. Every worker has one thread.
-    Raises MisuseError for an unknown backend, and one that is not installed.
     """
-    if backend not in BACKENDS:
-        raise MisuseError(f"--backend {backend} is unknown{nearest(backend, BACKENDS)}")
     with ExitStack() as stack:
         if backend == "dask":
             stack.enter_context(_dask(jobs, address))
@@ -201,8 +211,6 @@ def side_by_side(backend: str, jobs: int, address: str | None) -> Iterator[Run]:
 
 
 def _dask(jobs: int, address: str | None) -> AbstractContextManager[Any]:
-    if find_spec("distributed") is None:
-        raise MisuseError("--backend dask needs dask: pip install 'halocast[dask]'")
     import distributed
 
     if address is not None:
@@ -212,8 +220,6 @@ def _dask(jobs: int, address: str | None) -> AbstractContextManager[Any]:
 
 @contextmanager
 def _ray(jobs: int, address: str | None) -> Iterator[None]:
-    if find_spec("ray") is None:
-        raise MisuseError("--backend ray needs ray: pip install 'halocast[ray]'")
     import ray
     from ray.util.joblib import register_ray
 

@@ -15,9 +15,9 @@ LARGEST = 2**53
 """Beyond it, whole numbers are not told apart everywhere."""
 RANGE = re.compile(r"^\s*x?([^\s.]+(?:\.\d+)?)\s*\.\.\s*x?(\S+?)(?:\s+([x+])\s*(\S+))?\s*$")
 AMOUNT = r"^\s*(\d+(?:\.\d*)?(?:e\+?\d+)?)\s*"
-TIME = re.compile(AMOUNT + r"(s|sec|min|h|d|)\s*$")
+TIME = re.compile(AMOUNT + r"(ms|s|sec|min|h|d|)\s*$")
 SIZE = re.compile(AMOUNT + r"(B|kB|MB|GB|TB|)\s*$")
-SECONDS = {"": 1.0, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+SECONDS = {"": 1.0, "ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 BYTES = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 RANGE_KEYS = ("from", "to", "step", "factor")
 
@@ -107,11 +107,11 @@ def _steps(first: Number, last: Number, kind: str, step: Number | None, where: s
 def _number(value: object, where: str) -> Number:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
+    text = str(value).strip()
     try:
-        number = float(str(value))
+        return int(text) if text.lstrip("+-").isdigit() else float(text)
     except ValueError as error:
         raise MisuseError(f"{where}: '{value}' is no number") from error
-    return int(number) if number.is_integer() and "." not in str(value) else number
 
 
 def whole(where: str, least: int) -> Callable[[object], int]:

@@ -1,4 +1,4 @@
-"""A small grid on the sample runs' graph, and what answers it."""
+"""Costs that can be moved, and what answers grids with them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.simulator.whatif.grids import grid_of
 
 from halocast.cli.capacity import open_evaluator
 from halocast.simulator.costs import Ceilings, Costs
 from halocast.simulator.whatif.evaluation import Evaluator
 
-RUN_FILE = Path(__file__).resolve().parents[4] / "traces/samples/generated-2-100mbit-full-cut/0/config.toml"
 CEILINGS = Ceilings(memory_rate=2e10, gemm_rate=1e11, date="2026-11-21", machine="another machine")
 
 
@@ -28,11 +28,6 @@ def movable_file(movable: Costs, tmp_path_factory: pytest.TempPathFactory) -> Pa
     path = tmp_path_factory.mktemp("movable") / "costs.json"
     movable.save(path)
     return path
-
-
-def grid_of(**tables: Any) -> dict[str, Any]:
-    """A grid on the sample runs' graph."""
-    return {"data": str(RUN_FILE), "epochs": 100, **tables}
 
 
 @pytest.fixture(scope="session")

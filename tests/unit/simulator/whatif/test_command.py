@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from tests.unit.simulator.whatif.grids import RUN_FILE
 
 from halocast.cli import run
 from halocast.cli.console import SweepProgress
@@ -18,8 +19,6 @@ from halocast.errors import MisuseError
 from halocast.simulator.costs import Costs
 from halocast.simulator.whatif import Evaluator, WhatIf, read_whatif
 from halocast.simulator.whatif.table import COLUMNS
-
-from .conftest import RUN_FILE
 
 GRID = f"""
 data = "{RUN_FILE}"
@@ -105,10 +104,13 @@ def test_impossible_rows_say_why_and_have_no_forecast(result: WhatIf) -> None:
     assert not bad["feasible"].any()
 
 
-def test_parts_add_up_to_the_epoch(result: WhatIf) -> None:
+def test_parts_add_up_to_the_epoch(result: WhatIf, movable: Costs) -> None:
     known = result.table.dropna(subset=["epoch_seconds"])
     parts = known[["compute", "quantise", "exchange_exposed", "all_reduce_exposed", "posting_messages", "wait"]]
-    assert np.allclose(parts.sum(axis=1), known["epoch_seconds"], rtol=0.05)
+    # an epoch is as rank 0 measures it; all others wait for what rank 0 does between two of them
+    between = (parts.sum(axis=1) - known["epoch_seconds"]) / movable.host.first_rank_seconds
+    assert (between > -0.01).all()
+    assert (between < 1.01).all()
     words = {
         "exchange_exposed": "exchange",
         "all_reduce_exposed": "all-reduce",
@@ -306,9 +308,10 @@ def test_without_prices_ranks_stand_for_cost(movable_file: Path, tmp_path: Path,
         ("data = \n", [], "is not valid TOML"),
         ("[cluster]\nranks = 2\n", [], "key 'data' is missing"),
         (GRID, ["--backend", "daks"], "--backend daks is unknown; did you mean 'dask'?"),
-        (GRID, ["--jobs", "-1"], "--jobs -1 is out of range; allowed: 0 or more"),
+        (GRID, ["--cluster", "tcp://somewhere:8786"], "--cluster tcp://somewhere:8786 needs --backend dask or ray"),
+        (GRID, ["--most", "0"], "--most 0 is out of range; allowed: 1 or more"),
         (GRID, ["--sample", "0"], "--sample 0 is out of range; allowed: 1 or more"),
-        (GRID, ["--most", "10"], "asks for 120 scenarios"),
+        (GRID, ["--most", "10"], "asks for 80 scenarios"),
         (GRID, ["--most", "10", "--sample", "20"], "--sample 20 is more than --most 10"),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.simulator.whatif.grids import RUN_FILE
 
 from halocast.cli import run
 from halocast.errors import MisuseError
@@ -17,8 +18,6 @@ from halocast.simulator.whatif.change import Change
 from halocast.simulator.whatif.evaluation import Evaluator
 from halocast.simulator.whatif.points import resolve
 from halocast.traces.operations import Wait
-
-from .conftest import RUN_FILE
 
 H100 = {"device": "H100", "network": "ethernet-100g"}
 ASKED = [

@@ -161,7 +161,7 @@ def test_a_billion_points_are_counted_and_refused() -> None:
         ({"training": {"bits": 7}}, "training.bits = 7: no width; allowed: 1, 2, 3"),
         ({"training": {"savings": "transform_frist"}}, "did you mean 'transform_first'?"),
         ({"training": {"partition": "metis/cost"}}, "did you mean 'cut'?"),
-        ({"model": {"layer": "gat"}}, "did you mean 'gcn'?"),
+        ({"model": {"layer": "saga"}}, "did you mean 'sage'?"),
         ({"growth": {"nodes": "x0.5"}}, "allowed are factors from x1 on"),
         ({"epochs": 0}, "epochs = 0: allowed are whole numbers from 1 on"),
         ({"partitions": "fit"}, "did you mean 'fitted'?"),
