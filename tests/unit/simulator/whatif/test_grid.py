@@ -45,8 +45,8 @@ def test_the_last_axis_runs_fastest() -> None:
 def test_what_makes_no_difference_is_told_once() -> None:
     grid = read(
         cluster={
-            "ranks": [4, 8], "devices_per_host": [1, 4], "device": "A100", "network": "10gbit", "inside": ["nvlink-2", "pcie-4"],
-            "hosts_per_switch": [0, 2], "oversubscription": [1, 4],
+            "ranks": [4, 8], "devices_per_host": [1, 4], "device": "A100", "network": "10gbit",
+            "inside": ["nvlink-2", "pcie-4"], "hosts_per_switch": [0, 2], "oversubscription": [1, 4],
         },
         training={"method": ["full", "adaqp"], "bits": [2, 4, 8]},
     )  # fmt: skip
