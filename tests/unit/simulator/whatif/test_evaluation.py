@@ -136,7 +136,11 @@ def test_filters_say_everything_that_is_missed(evaluator: Callable[..., Evaluato
     strict = evaluator(cluster={"ranks": 2}, prices={"currency": "EUR", "default": 1.0}, filters=filters)
     row = strict.row({})
     assert not row["feasible"]
-    assert row["reason"] == "may need more memory than there is; misses the deadline; is over the budget"
+    memory, deadline, budget = row["reason"].split("; ")
+    assert memory == f"may need more memory than there is: {row['peak_high'] / 1e9:.3g} GB of 1e-06 GB"
+    assert deadline.startswith("misses the deadline: ")
+    assert deadline.endswith(" of 1 ms")
+    assert budget.startswith("is over the budget: ")
     assert row["epoch_seconds"] > 0  # it has a forecast all the same
     roomy = evaluator(cluster={"ranks": 2}, filters={"memory": "device", "deadline": "1h"})
     assert roomy.row({})["feasible"]
@@ -145,10 +149,10 @@ def test_filters_say_everything_that_is_missed(evaluator: Callable[..., Evaluato
 @pytest.mark.parametrize(
     ("point", "reason"),
     [
-        ({"ranks": 8, "devices_per_host": 3, **H100, "inside": "pcie-5"}, "8 ranks do not fill hosts of 3"),
-        ({"ranks": 12_001, **H100}, "12001 ranks for 12000 nodes"),
-        ({"ranks": 4, "devices_per_host": 2, **H100}, "2 devices a host need a link inside it"),
-        ({"ranks": 4, "device": "H100"}, "hosts of their own need a network between them"),
+        ({"ranks": 8, "devices_per_host": 3, **H100, "inside": "pcie-5"}, "hosts are not full: ranks 8 on hosts of 3"),
+        ({"ranks": 12_001, **H100}, "more ranks than nodes: 12001 for 12000"),
+        ({"ranks": 4, "devices_per_host": 2, **H100}, "nothing joins the devices of a host: give inside, for 2 of them"),
+        ({"ranks": 4, "device": "H100"}, "nothing joins the hosts: give a network"),
     ],
 )
 def test_what_cannot_be_says_why(free: Evaluator, point: dict[str, Any], reason: str) -> None:
@@ -159,7 +163,8 @@ def test_what_cannot_be_says_why(free: Evaluator, point: dict[str, Any], reason:
 
 def test_an_operation_that_was_never_calibrated_is_a_reason(free: Evaluator) -> None:
     row = free.row({"ranks": 2, "savings": "all"})
-    assert row["reason"].startswith("no calibrated cost for ")
+    assert row["reason"].startswith("no calibrated cost for Transform ")
+    assert "; " not in row["reason"]
 
 
 @pytest.mark.parametrize(
@@ -168,6 +173,8 @@ def test_an_operation_that_was_never_calibrated_is_a_reason(free: Evaluator) -> 
         ({"rank": 4}, "unknown input 'rank'; did you mean 'ranks'?"),
         ({"device": "h10"}, "unknown 'h10'; did you mean 'h100'?"),
         ({"bits": 7}, "no width"),
+        ({"price_per_hour": -1}, "price_per_hour = -1: allowed are numbers from 0 on"),
+        ({"price_per_hour": "dear"}, "price_per_hour: 'dear' is no number"),
     ],
 )
 def test_a_misspelt_point_is_refused(free: Evaluator, point: dict[str, Any], message: str) -> None:
