@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tests.unit.simulator.whatif.grids import RUN_FILE
+from tests.unit.simulator.whatif.grids import REPOSITORY, RUN_FILE
 
 from halocast.cli import run
 from halocast.cli.console import SweepProgress
@@ -178,6 +178,8 @@ def test_the_tornado_is_simulated(result: WhatIf) -> None:
     assert (price.seconds_low, price.seconds_high) == (row["training_seconds"],) * 2
     assert price.cost_high == pytest.approx(1.2 * row["cost"])
     assert bars["compute_speed"].seconds_low > row["training_seconds"] > bars["compute_speed"].seconds_high
+    assert row["ranks"] == 1
+    assert set(bars) == {"compute_speed", "gap", "price", "epochs"}  # nothing is sent
     swings = [abs(bar.seconds_high - bar.seconds_low) for bar in result.answers.tornado]
     assert swings == sorted(swings, reverse=True)
 
@@ -334,6 +336,17 @@ def test_costs_of_another_version_are_refused(
     old.write_text(json.dumps({**json.loads(movable_file.read_text()), "version": 1}))
     assert run(command(grid, old, tmp_path / "out")) == 2
     assert "costs of version 1; this halocast reads 2: calibrate again" in capsys.readouterr().err
+
+
+def test_the_example_runs(movable_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    example = Path("examples/capacity.toml")
+    assert run(command(example, movable_file, tmp_path / "out", "--sample", "40")) == 0
+    found = read_whatif(tmp_path / "out")
+    assert found.manifest.graph.nodes == 12_000
+    assert set(found.table["nodes"]) == {1_200_000}
+    assert any("larger graphs have the communities" in line for line in found.manifest.assumed)
+    assert found.table["feasible"].any()
 
 
 def test_devices_need_costs_with_ceilings(

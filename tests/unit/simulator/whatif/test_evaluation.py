@@ -16,7 +16,8 @@ from halocast.simulator.costs import Costs
 from halocast.simulator.pricing import OperationTable
 from halocast.simulator.whatif.change import Change
 from halocast.simulator.whatif.evaluation import Evaluator
-from halocast.simulator.whatif.points import resolve
+from halocast.simulator.whatif.points import Point, resolve
+from halocast.simulator.whatif.tornado import tornado
 from halocast.traces.operations import Wait
 
 H100 = {"device": "H100", "network": "ethernet-100g"}
@@ -207,3 +208,22 @@ def test_changes_move_what_they_should(free: Evaluator) -> None:
     assert free.evaluate(point, Change(epochs=3.0))["training_seconds"] == pytest.approx(3 * usual["training_seconds"])
     for change in (Change(latency=100.0), Change(message_costs=100.0)):
         assert free.evaluate(point, change)["epoch_seconds"] > usual["epoch_seconds"]
+
+
+def test_the_widest_bar_is_what_binds(free: Evaluator) -> None:
+    inputs = {**{name: values[0] for name, values in free.grid.axes.items()}, "ranks": 4, **H100, "network": "200mbit"}
+    point = resolve(inputs)
+    usual, bars = free.evaluate(point), tornado(free, point)
+    by_input = {bar.input: bar for bar in bars}
+    assert set(by_input) == {"compute_speed", "link_rate", "latency", "message_costs", "message_bytes", "gap", "epochs"}
+    assert usual["binds"] == "exchange"
+    assert {bar.input for bar in bars[:3]} == {"epochs", "link_rate", "message_bytes"}
+    link = by_input["link_rate"]
+    assert (link.low, link.high) == ("0.16 Gbit/s", "0.24 Gbit/s")
+    slow, fast = free.row({**_named(point), "network": "160mbit"}), free.row({**_named(point), "network": "240mbit"})
+    assert (link.seconds_low, link.seconds_high) == pytest.approx((slow["training_seconds"], fast["training_seconds"]))
+    assert all(bar.cost_low is None for bar in bars)
+
+
+def _named(point: Point) -> dict[str, Any]:
+    return {"ranks": point.ranks, "device": point.device}
