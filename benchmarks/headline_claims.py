@@ -22,7 +22,6 @@ from benchmarks.headline_graphs import AMAZON, MIXING, PAPERS, PRODUCTS, REDDIT,
 from benchmarks.headline_report import page, summary
 from benchmarks.headline_sar import SarMemory, sar_memory
 
-from halocast.cli.hardware import Hardware, Placement, on_hardware
 from halocast.runtime.config import ModelConfig
 from halocast.runtime.models.shapes import built_in_specs
 from halocast.runtime.programs.adaqp import exchange_shapes
@@ -30,6 +29,7 @@ from halocast.simulator.calibrate import calibrate
 from halocast.simulator.costs import Ceilings, Costs
 from halocast.simulator.forecast import Forecast, Scenario, assign_shares, assign_uniform, forecast
 from halocast.simulator.observations import find_runs, observe_all
+from halocast.simulator.placement import Hardware, Placement, on_hardware
 from halocast.simulator.planner.timing import without_network
 from halocast.simulator.transfer import MOVED_SPREAD, measure_ceilings
 from halocast.traces.workload import BitAssignment, ExactSavings, RankView, Workload
