@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -12,7 +13,7 @@ import pandas as pd
 from halocast.simulator.whatif.evaluation import MISSES_MEMORY, shares_of
 from halocast.simulator.whatif.folder import Answers, Knee, Sentence, Swing, Upgrade
 from halocast.simulator.whatif.grid import Grid
-from halocast.simulator.whatif.points import Point
+from halocast.simulator.whatif.points import TASK, Point
 from halocast.simulator.whatif.words import amount, duration
 
 HALF = 0.5
@@ -20,8 +21,18 @@ HALF = 0.5
 SHOWN_SERIES = 3
 """Series that the sentence names."""
 SHOWN_REASONS = 4
+SHOWN_TASKS = 4
 LEAST_SHARE = 0.005
 """Of an epoch, to be named."""
+TASK_WORDS: Mapping[str, str] = MappingProxyType(
+    {
+        "layer": "{}",
+        "layers": "{} layers",
+        "hidden": "{} wide",
+        "nodes_factor": "{:g} x the nodes",
+        "edges_factor": "{:g} x the edges",
+    }
+)
 LINKS = ("network", "inside")
 """Inputs that an upgrade changes; `link` stands beside `network`."""
 
@@ -33,9 +44,14 @@ class Questions:
         self.grid, self.table, self.points = grid, table.set_index("scenario", drop=False).rename_axis(None), points
         self.currency = grid.prices.currency
         self.known = self.table[self.table["training_seconds"].notna()]
-        # every filter but time and money: those are what is asked about
-        self.possible = self.known[~self.known["reason"].str.contains(MISSES_MEMORY, regex=False)]
+        # every filter but time and money: those are what is asked about; the grid's first task is what is to be trained
+        fits = ~self.known["reason"].str.contains(MISSES_MEMORY, regex=False)
+        self.possible = self.known[fits & self._is_task(points[0].task)]
         self.is_priced = bool(self.known["cost"].notna().any())
+
+    def _is_task(self, task: tuple[Any, ...]) -> pd.Series:
+        """[known] whether a scenario trains that."""
+        return pd.Series([self.points[each].task == task for each in self.known.index], index=self.known.index, dtype=bool)
 
     # -- which --------------------------------------------------------------------------------------------------
 
@@ -51,10 +67,10 @@ class Questions:
         inside = self.possible if budget is None else self.possible[self.possible["cost"] <= budget]
         return _first(inside, ["training_seconds", "cost" if self.is_priced else "ranks"])
 
-    def recommended(self) -> int | None:
+    def recommended(self, task: tuple[Any, ...] | None = None) -> int | None:
         """The cheapest that meets the deadline, where there is one; else the fastest within the budget; what meets all filters,
-        where something does."""
-        feasible = self.known[self.known["feasible"]]
+        where something does. Of the grid's first task, if no other is asked for."""
+        feasible = self.known[self.known["feasible"] & self._is_task(self.points[0].task if task is None else task)]
         money = "cost" if self.is_priced else "ranks"
         by = [money, "training_seconds"] if self.grid.filters.deadline_seconds is not None else ["training_seconds", money]
         return _first(feasible, by)
@@ -71,6 +87,7 @@ class Questions:
             self._knee_sentence(knees),
             self._upgrade_sentence(recommended, upgrades),
             self._binding_sentence(recommended),
+            *self._other_tasks(),
             self._infeasible_sentence(),
         ]
         return Answers(
@@ -221,6 +238,33 @@ class Questions:
         rest = ", ".join(f"{name} {100 * part:.0f} %" for name, part in others if part >= LEAST_SHARE)
         text = f"{word.capitalize()}: {100 * share:.0f} % of an epoch of {row['name']}" + (f" ({rest})." if rest else ".")
         return Sentence(question=question, answer=text, scenarios=(recommended,))
+
+    def _other_tasks(self) -> list[Sentence]:
+        """The same recommendation for a graph that has grown, or another model."""
+        tasks = list(dict.fromkeys(point.task for point in self.points))[1:]
+        if not tasks:
+            return []
+        found = [(task, self.recommended(task)) for task in tasks[:SHOWN_TASKS]]
+        parts = []
+        for task, row in found:
+            needs = "nothing meets every filter" if row is None else self._said(row)
+            parts.append(f"{self._task_name(task)}: {needs}.")
+        more = f" And {len(tasks) - SHOWN_TASKS} more in the table." if len(tasks) > SHOWN_TASKS else ""
+        return [
+            Sentence(
+                question=f"The answers above are for {self._task_name(self.points[0].task)}. What would others need?",
+                answer=" ".join(parts) + more,
+                scenarios=tuple(row for _, row in found if row is not None),
+            )
+        ]
+
+    def _task_name(self, task: tuple[Any, ...]) -> str:
+        """What tells the task from the grid's others."""
+        values = [dict(zip(TASK, each, strict=True)) for each in (task, *(point.task for point in self.points))]
+        differing = [name for name in TASK if len({each[name] for each in values}) > 1]
+        if "nodes_factor" in differing and all(each["nodes_factor"] == each["edges_factor"] for each in values):
+            differing.remove("edges_factor")  # the whole graph grows
+        return ", ".join(TASK_WORDS[name].format(values[0][name]) for name in differing)
 
     def _infeasible_sentence(self) -> Sentence:
         question = "How many scenarios are infeasible, and why?"

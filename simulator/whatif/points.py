@@ -9,6 +9,9 @@ from typing import Any
 
 from halocast.simulator.placement import Hardware
 
+TASK = ("layer", "layers", "hidden", "nodes_factor", "edges_factor")
+"""Inputs, and columns of the table, that say what is to be trained: the model and how large the graph has become."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -54,6 +57,11 @@ class Point:
     def series(self) -> tuple[Any, ...]:
         """All inputs but how many ranks there are."""
         return tuple(getattr(self, field.name) for field in fields(self) if field.name != "ranks")
+
+    @property
+    def task(self) -> tuple[Any, ...]:
+        """What is to be trained: given to whoever has to choose, where all other inputs are the choice."""
+        return tuple(getattr(self, name) for name in TASK)
 
     @property
     def parted(self) -> PartKey:

@@ -143,6 +143,32 @@ def test_answers_are_what_a_search_of_the_table_finds(result: WhatIf) -> None:
     assert "more ranks than nodes: 12" in result.answers.sentences[5].answer
 
 
+def test_a_graph_that_grows_is_another_task(movable_file: Path, tmp_path: Path) -> None:
+    """No answer for ten times the graph is that one should train the small one."""
+    path = tmp_path / "grid.toml"
+    path.write_text(
+        f'data = "{RUN_FILE}"\nepochs = 10\n[cluster]\nranks = [2, 4]\ndevice = ["A100", "H100"]\nnetwork = "ethernet-25g"\n'
+        "[growth]\nnodes = [1, 10]\n[prices]\ncurrency = "EUR"\nA100 = 1\nH100 = 4\n"
+    )
+    assert run(command(path, movable_file, tmp_path / "out")) == 0
+    found = read_whatif(tmp_path / "out")
+    table = found.table.set_index("scenario")
+    for factor, rows in table.groupby("nodes_factor"):
+        times = rows["training_seconds"].to_numpy()
+        prices = rows["cost"].to_numpy()
+        better = (times[None, :] <= times[:, None]) & (prices[None, :] < prices[:, None])
+        better |= (times[None, :] < times[:, None]) & (prices[None, :] <= prices[:, None])
+        assert rows["on_front"].tolist() == (~better.any(axis=1)).tolist(), factor
+    assert found.answers is not None
+    assert table.loc[found.answers.recommended, "nodes_factor"] == 1.0
+    others = [each for each in found.answers.sentences if "What would others need?" in each.question]
+    assert [each.question for each in others] == ["The answers above are for 1 x the nodes. What would others need?"]
+    (grown,) = others[0].scenarios
+    of_ten = table[table["nodes_factor"] == 10.0]
+    assert grown == of_ten["training_seconds"].idxmin()  # without a deadline the fastest is recommended
+    assert others[0].answer.startswith(f"10 x the nodes: {of_ten.loc[grown, 'name']}: ")
+
+
 def test_knees_are_the_first_ranks_below_half(result: WhatIf) -> None:
     assert result.answers is not None
     known = result.table.dropna(subset=["epoch_seconds"])
