@@ -148,7 +148,7 @@ def test_a_graph_that_grows_is_another_task(movable_file: Path, tmp_path: Path) 
     path = tmp_path / "grid.toml"
     path.write_text(
         f'data = "{RUN_FILE}"\nepochs = 10\n[cluster]\nranks = [2, 4]\ndevice = ["A100", "H100"]\nnetwork = "ethernet-25g"\n'
-        "[growth]\nnodes = [1, 10]\n[prices]\ncurrency = "EUR"\nA100 = 1\nH100 = 4\n"
+        '[growth]\nnodes = [1, 10]\n[prices]\ncurrency = "EUR"\nA100 = 1\nH100 = 4\n'
     )
     assert run(command(path, movable_file, tmp_path / "out")) == 0
     found = read_whatif(tmp_path / "out")
