@@ -102,6 +102,8 @@ def kind_for(folders: Sequence[Path]) -> str:
         raise MisuseError("name at least one folder to report on: of a run, forecast, what-if or validation")
     kinds = [kind_of(folder) for folder in folders]
     single = {Kind.WHATIF: "capacity", Kind.VALIDATION: "forecast"}
+    if Kind.WHATIF not in kinds and pairs_in([kind for kind in kinds if kind is not Kind.VALIDATION]):
+        return "forecast"
     for place, found in enumerate(kinds):
         if found in single and len(folders) > 1:
             raise MisuseError(
@@ -110,6 +112,12 @@ def kind_for(folders: Sequence[Path]) -> str:
     if len(folders) > 1:
         return "compare"
     return {**single, Kind.FORECAST: "train", Kind.RUN: "forecast" if forecast_beside(folders[0]) else "train"}[kinds[0]]
+
+
+def pairs_in(kinds: Sequence[Kind]) -> bool:
+    """Whether each run is followed by its forecast, and nothing else is there."""
+    runs, forecasts = kinds[::2], kinds[1::2]
+    return len(runs) == len(forecasts) > 0 and set(runs) == {Kind.RUN} and set(forecasts) == {Kind.FORECAST}
 
 
 def forecast_beside(run: Path) -> Path | None:
@@ -175,7 +183,9 @@ def forecast_report(folders: Sequence[Path], costs: Path | None, reference: str)
     tables = [folder for folder in folders if kind_of(folder) is Kind.VALIDATION]
     if len(tables) > 1:
         raise MisuseError(f"{tables[1]} is a second validation folder; report one at a time")
-    runs = [(folder, beside(folder)) for folder in folders if folder not in tables]
+    others = [folder for folder in folders if folder not in tables]
+    paired = pairs_in([kind_of(folder) for folder in others])
+    runs = list(zip(others[::2], others[1::2], strict=True)) if paired else [(folder, beside(folder)) for folder in others]
 
     from halocast.reports.forecast import ForecastPair, forecast_document
     from halocast.traces.trace import read_trace
@@ -193,7 +203,7 @@ def beside(run: Path) -> Path:
     found = forecast_beside(run)
     if found is None:
         raise MisuseError(
-            f"{run} has no forecast beside it; make one with halocast forecast ... --out {run / 'forecast'}, "
+            f"{run} has no forecast beside it; name it after the run, or make it with halocast forecast ... --out {run / 'forecast'}, "
             "or report the run with --kind train"
         )
     return found
