@@ -26,6 +26,10 @@ MOST_STATIC = 200
 SHOWN_FIRST = 25
 """Rows of a longer one that stand there before its script runs."""
 SORTABLE_FROM = 3
+REPEATING = 0.5
+"""A column with at most this share of different values is embedded as those, and where each row has which."""
+LONG = 20
+"""Letters of a text that would be folded into a tower in a narrow column."""
 MOST_MARKDOWN = 50
 """Rows of a table in Markdown."""
 
@@ -50,6 +54,8 @@ class RenderedTable:
     paged: bool
     sortable: bool
     data: Markup
+    long: Sequence[bool]
+    """Columns of texts that need room."""
 
 
 def render(document: Document, form: str, out: Path) -> dict[Path, bytes]:
@@ -101,7 +107,9 @@ def render_table(table: Table) -> RenderedTable:
         for place, row in enumerate(shown)
     ]
     data = embedded(table_document(table)) if paged else Markup()
-    return RenderedTable(rows, paged, sortable=paged or len(table.rows) >= SORTABLE_FROM, data=data)
+    texts = [[row[place] for row in table.rows if isinstance(row[place], str)] for place in range(len(table.columns))]
+    long = [max(map(len, each), default=0) > LONG for each in texts]
+    return RenderedTable(rows, paged, sortable=paged or len(table.rows) >= SORTABLE_FROM, data=data, long=long)
 
 
 def render_cell(column: Column, value: Value, currency: str) -> Cell:
@@ -114,8 +122,12 @@ def table_document(table: Table) -> dict[str, Any]:
     columns = []
     for place, column in enumerate(table.columns):
         values = [clean(row[place]) for row in table.rows]
-        texts = None if column.form == "text" else [written(value, column.form, table.currency) for value in values]
-        columns.append({"values": values, "texts": texts})
+        levels = list(dict.fromkeys(values))
+        repeats = len(levels) <= REPEATING * len(values)
+        listed = levels if repeats else values
+        texts = None if column.form == "text" else [written(value, column.form, table.currency) for value in listed]
+        places = {value: number for number, value in enumerate(levels)}
+        columns.append({"values": listed, "texts": texts, "at": [places[value] for value in values] if repeats else None})
     return {"columns": columns, "emphasised": sorted(table.emphasised)}
 
 
