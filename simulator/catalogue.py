@@ -148,6 +148,13 @@ class Catalogue(Record):
         """Raises MisuseError for an unknown name."""
         return _entry("transport", self.transports, name)
 
+    def rate_and_latency(self, network: str) -> tuple[float, float]:
+        """Bytes per second and seconds of a network by name, or of a rate, which adds no latency of its own."""
+        if network not in self.networks and network.lower().endswith("bit"):
+            return parse_link(network), 0.0
+        entry = self.network(network)
+        return entry.rate.achievable, entry.latency_seconds.value
+
 
 def _entry(kind: str, entries: Mapping[str, Entry], name: str) -> Entry:
     known = next((each for each in entries if each.lower() == name.lower()), None)
@@ -244,11 +251,11 @@ def build_topology(
     Raises MisuseError for unknown names and settings without sense.
     """
     _check_shape(ranks, ranks_per_host, inside, hosts_per_switch, oversubscription)
-    rate, latency = _rate_and_latency(catalogue, network)
+    rate, latency = catalogue.rate_and_latency(network)
     if ranks_per_host == 1 and inside is None and hosts_per_switch == 0:
         return star(ranks, rate, latency=latency)
     # a rank alone on its host has no links but its host's port
-    inside_rate, latency_inside = (rate, 0.0) if inside is None else _rate_and_latency(catalogue, inside)
+    inside_rate, latency_inside = (rate, 0.0) if inside is None else catalogue.rate_and_latency(inside)
     return cluster(
         ranks,
         ranks_per_host,
@@ -277,11 +284,3 @@ def _check_shape(ranks: int, ranks_per_host: int, inside: str | None, hosts_per_
         raise MisuseError(
             f"{ranks_per_host} ranks a host need --inside, what joins them: nvlink-4, pcie-5 or a rate as in 25gbit"
         )
-
-
-def _rate_and_latency(catalogue: Catalogue, name: str) -> tuple[float, float]:
-    """Bytes per second and seconds."""
-    if name not in catalogue.networks and name.lower().endswith("bit"):
-        return parse_link(name), 0.0
-    network = catalogue.network(name)
-    return network.rate.achievable, network.latency_seconds.value

@@ -31,6 +31,10 @@ from halocast.traces.operations import Exchange, Operation, Wait, Work
 COSTS_VERSION = 2
 TERMS = ("constant", "row_values", "edge_values", "flops", "bytes", "rows", "messages")
 Floats = npt.NDArray[np.float64]
+UNKNOWN_DIMS, OUTSIDE = "its dims were not calibrated", "work outside the calibrated range"
+"""Why a price is extrapolated."""
+SLACK = 0.05
+"""How far outside what was seen (a share of the bounds) still counts as seen."""
 
 
 class UncalibratedError(MisuseError):
@@ -98,7 +102,7 @@ class LinearCost(Record):
     def seconds(self, values: Mapping[str, float]) -> float:
         return sum(coefficient * values[term] for term, coefficient in self.coefficients.items())
 
-    def covers(self, values: Mapping[str, float], slack: float = 0.05) -> bool:
+    def covers(self, values: Mapping[str, float], slack: float = SLACK) -> bool:
         """Whether the terms lie within what was seen (a little slack: shares of the range)."""
         return all(
             self.low[term] * (1.0 - slack) <= value <= self.high[term] * (1.0 + slack)
@@ -286,6 +290,20 @@ class Costs(Record):
         Raises UncalibratedError for an operation of a kind that no run did.
         """
         values = dict(zip(TERMS, terms(operation.work, messages_of(operation)), strict=True))
+        model, of_class = self.models_of(operation, fingerprint, ranks)
+        reason = ""
+        if not of_class:
+            reason = f"{class_of(operation)}: {UNKNOWN_DIMS}"
+        elif not any(model.covers(values) for model in of_class):
+            reason = f"{class_of(operation)}: {OUTSIDE}"
+        reason = "; ".join(filter(None, (self.moved, reason)))
+        return Price(seconds=model.seconds(values), spread=float(np.hypot(model.residual, model.noise)), extrapolated=reason)
+
+    def models_of(self, operation: Operation, fingerprint: str, ranks: int) -> tuple[LinearCost, list[LinearCost]]:
+        """The model that prices the operation, and all that have seen its class, the most particular first.
+
+        Raises UncalibratedError for an operation of a kind that no run did.
+        """
         name, kind = class_of(operation), kind_of(operation)
         known = [(key, model) for key in keys_of(operation, fingerprint, ranks) if (model := self.operations.get(key))]
         if not known:
@@ -293,15 +311,7 @@ class Costs(Record):
                 f"no calibrated cost for {kind}: the calibration runs never did it; "
                 "calibrate on a run of this method and model as well, or ask about such a run (--data RUN/config.toml)"
             )
-        of_class = [model for key, model in known if key != kind or kind == name]
-        reason = ""
-        if not of_class:
-            reason = f"{name}: its dims were not calibrated"
-        elif not any(model.covers(values) for model in of_class):
-            reason = f"{name}: work outside the calibrated range"
-        reason = "; ".join(filter(None, (self.moved, reason)))
-        model = known[0][1]
-        return Price(seconds=model.seconds(values), spread=float(np.hypot(model.residual, model.noise)), extrapolated=reason)
+        return known[0][1], [model for key, model in known if key != kind or kind == name]
 
     def save(self, path: Path) -> None:
         """Write by atomic rename."""

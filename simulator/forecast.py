@@ -123,15 +123,7 @@ def forecast(
     simulation = simulate(works, machine_of(costs, scenario))
     reasons += beyond_range(costs, scenario)
     unique = tuple(dict.fromkeys(reasons))
-    shared = scenario.ranks_per_host is None or scenario.ranks_per_host > costs.host.cores
-    seconds = interval(
-        simulation.epoch_seconds,
-        costs.errors,
-        costs.noise,
-        oversubscribed=shared and scenario.ranks > costs.host.cores,
-        extrapolated=bool(unique),
-        spread=math.hypot(scenario.spread, MOVED_SPREAD if costs.moved else 0.0),
-    )
+    seconds = interval_of(costs, scenario, simulation.epoch_seconds, extrapolated=bool(unique))
     exchanged, total = bytes_of(works)
     peaks: tuple[int, ...] = ()
     bounds = (1.0, 1.0)
@@ -148,6 +140,19 @@ def forecast(
         extrapolated=unique,
     )
     return answer, simulation
+
+
+def interval_of(costs: Costs, scenario: Scenario, seconds: float, *, extrapolated: bool) -> Interval:
+    """What holds the scenario's epoch nine times in ten, where it was simulated to take `seconds`."""
+    shared = scenario.ranks_per_host is None or scenario.ranks_per_host > costs.host.cores
+    return interval(
+        seconds,
+        costs.errors,
+        costs.noise,
+        oversubscribed=shared and scenario.ranks > costs.host.cores,
+        extrapolated=extrapolated,
+        spread=math.hypot(scenario.spread, MOVED_SPREAD if costs.moved else 0.0),
+    )
 
 
 def price_programs(costs: Costs, scenario: Scenario, reasons: list[str]) -> list[RankWork]:

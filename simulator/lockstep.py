@@ -40,9 +40,12 @@ STEADY = 1e-9
 
 def run(work: Sequence[RankWork], machine: Machine) -> Simulation:
     """Simulate by the engine that suits the machine: in SimPy where ranks share cores, or the native kernels are not built."""
-    if suits(machine) and importlib.util.find_spec("halocast._kernels"):
-        return Lockstep.of(work).simulate(machine)
-    return engine.simulate(work, machine)
+    return Lockstep.of(work).simulate(machine) if runs(machine) else engine.simulate(work, machine)
+
+
+def runs(machine: Machine) -> bool:
+    """Whether the compiled engine suits the machine, and is there."""
+    return suits(machine) and importlib.util.find_spec("halocast._kernels") is not None
 
 
 def suits(machine: Machine) -> bool:

@@ -110,4 +110,9 @@ def fit_memory(observations: Sequence[Observation]) -> MemoryCosts | None:
 
 def peak_bytes(costs: MemoryCosts, view: RankView, method: str) -> float:
     """Forecast of a rank's peak, in bytes above its interpreter (on a GPU: allocated there)."""
-    return float(memory_terms(view, method) @ np.array([getattr(costs, name) for name in TERMS]))
+    return float(peaks_of(costs, memory_terms(view, method)))
+
+
+def peaks_of(costs: MemoryCosts, terms: Floats) -> Floats:
+    """[...] the same of `memory_terms` [..., 7]."""
+    return np.asarray(terms @ np.array([getattr(costs, name) for name in TERMS]))

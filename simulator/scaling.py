@@ -14,7 +14,7 @@ excess of the largest part over the mean grows with √K, as the scatter of anyt
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,8 @@ BALANCING_ROUNDS = 40
 ERROR_PER_DOUBLING = 0.11
 """Standard deviation of log(epoch on real parts / on these) for every doubling beyond the finest partition that was fitted,
 where halo rows are most of the epoch; benchmarks/results/partition-scaling-*.md."""
+GROWTH_ERROR_PER_DOUBLING = 0.1
+"""The same for every doubling of the graph itself; assumed."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,35 @@ class PartitionScaling:
     """Stored values of a central, marginal and halo row, by field of `PartStatistics`; zeros where rows are dense."""
     sample: PartStatistics
     """Any part: what is the same for all (feature dim, sparse or not)."""
+    growth: float = 1.0
+    """How many times the graph is larger than the one that was partitioned."""
 
     def error(self, parts: int) -> float:
         """Standard deviation of log(epoch time on real parts / on these) to expect."""
-        return ERROR_PER_DOUBLING * float(np.log2(max(parts / self.fitted[-1], 1.0)))
+        doublings = np.log2([max(parts / self.fitted[-1], 1.0), self.growth])
+        return float(np.hypot(ERROR_PER_DOUBLING * doublings[0], GROWTH_ERROR_PER_DOUBLING * doublings[1]))
+
+    def grown(self, nodes: float, edges: float) -> PartitionScaling:
+        """The partitions of a graph with so many times the nodes and edges of this one, communities alike.
+
+        Taken for granted: the share of entries between parts stays; halo rows and marginal nodes grow with the mean degree,
+        up to where they saturate. Stored values of a row stay, as does the share of training nodes.
+        """
+        density = edges / nodes
+        denser = {
+            name: replace(growth, level=growth.level * density, limit=growth.limit * (density if name == "halo" else 1.0))
+            if name in ("halo", "marginal", "inner")
+            else growth
+            for name, growth in self.totals.items()
+        }
+        return replace(
+            self,
+            nodes=round(self.nodes * nodes),
+            entries=2 * round(self.entries * edges / 2),
+            labelled=round(self.labelled * nodes),
+            totals=denser,
+            growth=max(nodes, edges),
+        )
 
     def statistics(self, parts: int) -> list[PartStatistics]:
         """A partition into that many parts, consistent as a real one is; the same each time.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column, Table
 
 PIPE_WIDTH = 180
+SECONDS_BETWEEN_LINES = 10.0
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -63,6 +65,61 @@ class Console:
     def training(self, epochs: int) -> TrainingProgress:
         """A progress bar over the epochs of a run."""
         return TrainingProgress(self._err, epochs)
+
+    def sweeping(self, resumption: str) -> SweepProgress:
+        """A progress bar over the scenarios of a sweep; `resumption`: the command that goes on with it."""
+        return SweepProgress(self._err, resumption)
+
+
+class SweepProgress:
+    """Scenarios done and time left; a line now and then where standard error is no terminal."""
+
+    def __init__(self, console: RichConsole, resumption: str) -> None:
+        self._console, self._resumption = console, resumption
+        self._progress = Progress(
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[scenarios]} scenarios", table_column=Column(no_wrap=True)),
+            TextColumn("eta", table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._total = self._done = 0
+        self._weight = self._spent = 0.0
+        self._began = self._said = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._progress.stop()
+        if kind is KeyboardInterrupt and self._task is not None:
+            raise KeyboardInterrupt(f"interrupted; go on with {self._resumption}") from error
+
+    def note(self, text: str) -> None:
+        """What is being done."""
+        self._progress.console.print(f"{text} ...", markup=False, soft_wrap=True)
+
+    def start(self, scenarios: int, done: int, weight: float) -> None:
+        """`scenarios` in all, `done` before; `weight` of what is left, in about seconds."""
+        self._total, self._done, self._weight = scenarios, done, weight
+        self._began = self._said = time.monotonic()
+        self._task = self._progress.add_task("sweep", total=weight, scenarios=self._counted())
+
+    def advance(self, scenarios: int, weight: float) -> None:
+        self._done, self._spent = self._done + scenarios, self._spent + weight
+        if self._task is not None:
+            self._progress.update(self._task, advance=weight, scenarios=self._counted())
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._said > SECONDS_BETWEEN_LINES:
+            self._said = now
+            left = (now - self._began) * (self._weight / self._spent - 1.0)
+            self.note(f"{self._counted()} scenarios, {left:.0f} s left")
+
+    def _counted(self) -> str:
+        return f"{self._done:,}/{self._total:,}"
 
 
 class TrainingProgress:

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from halocast.cli.console import Console, human_bytes
 from halocast.errors import MisuseError, nearest
-
-if TYPE_CHECKING:
-    from halocast.cli.hardware import Hardware
-    from halocast.simulator.costs import Costs
 
 Flag = Annotated[bool, Parameter(negative=())]
 
@@ -108,12 +104,12 @@ def forecast(
     json:
         One JSON document on standard output.
     """
-    from halocast.cli.hardware import Hardware, on_hardware
     from halocast.cli.scenario import build_scenario, parse_speeds, resolve_flags
     from halocast.simulator.costs import Costs
     from halocast.simulator.forecast import check_one_a_rank
     from halocast.simulator.forecast import forecast as predict
     from halocast.simulator.observations import parse_link
+    from halocast.simulator.placement import Hardware, on_hardware, threads_of
 
     console = Console(as_json=json)
     if out is not None and out.exists() and not force:
@@ -148,7 +144,7 @@ def forecast(
         catalogue=hardware,
     )
     moved, placement = on_hardware(known, config.ranks, placed)
-    threads = known.calibrated.threads[0] if device is not None else config.threads or threads_of(known, config.ranks, placed)
+    threads = threads_of(known, config.ranks, placed, config.threads)
     asked = build_scenario(
         config, bits_from=bits_from, threads=threads, partitions=partitions, report=lambda text: console.note(f"{text} ...")
     )
@@ -235,9 +231,3 @@ def refuse_beside_links(others: Mapping[str, str | None], ranks_per_host: int | 
             raise MisuseError(f"--links and {flag} both say what joins the ranks: give one of them")
     if ranks_per_host not in (None, 0, 1):
         raise MisuseError(f"--links gives each rank a port of its own: not with {ranks_per_host} ranks a host")
-
-
-def threads_of(costs: Costs, ranks: int, placed: Hardware) -> int:
-    """Threads a rank has: the cores of its host, shared out."""
-    sharing = placed.ranks_per_host or 1 if placed.is_cluster else ranks
-    return max(1, costs.host.cores // sharing)

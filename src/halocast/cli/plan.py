@@ -120,10 +120,10 @@ def plan(
     json:
         One JSON document on standard output.
     """
-    from halocast.cli.hardware import Hardware
     from halocast.cli.planning import make_plan, save
     from halocast.cli.scenario import resolve_flags
     from halocast.simulator.costs import Costs
+    from halocast.simulator.placement import Hardware
     from halocast.simulator.planner.risk import DEFAULT_POINTS
     from halocast.simulator.planner.rowmodel import RowModel, rows_beside
     from halocast.simulator.planner.search import Goal

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from halocast import __version__
-from halocast.cli.hardware import Hardware, Placement, on_hardware
 from halocast.errors import MisuseError, nearest
 from halocast.runtime.bits import adaptive
 from halocast.runtime.bits.grouping import default_group_size, group_messages, spread
@@ -29,6 +28,7 @@ from halocast.simulator.costs import Costs
 from halocast.simulator.forecast import Scenario, assign_uniform, forecast
 from halocast.simulator.intervals import NINETY_PERCENT
 from halocast.simulator.observations import Observation, parse_link
+from halocast.simulator.placement import Hardware, Placement, on_hardware, threads_of
 from halocast.simulator.planner.bits import Messages, WidthOption
 from halocast.simulator.planner.refine import Weights, refine_by_forecast
 from halocast.simulator.planner.risk import RiskCurve
@@ -178,10 +178,7 @@ def prepare(
     layers = built_in_specs(config.model, graph.feature_dim, graph.classes)
     assert layers is not None
     moved, placement = on_hardware(costs, config.ranks, placed)
-    sharing = placed.ranks_per_host or 1 if placed.is_cluster else config.ranks
-    threads = config.threads or max(1, costs.host.cores // sharing)
-    if placed.device is not None:
-        threads = costs.calibrated.threads[0]
+    threads = threads_of(costs, config.ranks, placed, config.threads)
     return moved, Asked(config, graph, layers, rows, placement, threads, speeds, links)
 
 

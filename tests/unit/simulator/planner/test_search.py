@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from halocast.cli.hardware import Hardware
 from halocast.cli.planning import correct_by_trial, describe, make_plan, partitions_of, prepare, save
 from halocast.errors import MisuseError
 from halocast.runtime.config import resolve
+from halocast.simulator.placement import Hardware
 from halocast.simulator.planner.risk import RiskCurve
 from halocast.simulator.planner.rowmodel import RowModel
 from halocast.simulator.planner.search import Goal, Search, pareto_front

@@ -1,17 +1,17 @@
-"""From flags to other hardware: costs moved to a device of the catalogue, ranks placed on the hosts of a cluster."""
+"""Other hardware: costs moved to a device of the catalogue, ranks placed on the hosts of a cluster."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from halocast.errors import MisuseError
-
-if TYPE_CHECKING:
-    from halocast.simulator.costs import Costs
-    from halocast.simulator.forecast import Scenario
-    from halocast.simulator.network import Topology
+from halocast.simulator.catalogue import Catalogue, build_topology, load_catalogue
+from halocast.simulator.costs import Costs
+from halocast.simulator.forecast import Scenario
+from halocast.simulator.network import Topology
+from halocast.simulator.observations import parse_link
+from halocast.simulator.transfer import move_costs
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,16 @@ def on_hardware(costs: Costs, ranks: int, asked: Hardware) -> tuple[Costs, Place
 
     Raises MisuseError for unknown names, and settings that lack something or contradict each other.
     """
-    from halocast.simulator.catalogue import build_topology, load_catalogue
-    from halocast.simulator.observations import parse_link
-    from halocast.simulator.transfer import move_costs
-
     catalogue = load_catalogue(asked.catalogue)
+    moved, assumed = costs_on(costs, asked, catalogue)
+    return moved, place(catalogue, ranks, asked, assumed)
+
+
+def costs_on(costs: Costs, asked: Hardware, catalogue: Catalogue) -> tuple[Costs, tuple[str, ...]]:
+    """The costs of operations and messages there, and what is taken for granted about them.
+
+    Raises MisuseError for unknown names, and for costs that cannot be moved.
+    """
     assumed = list(catalogue.notes)
     if asked.device is not None:
         before = len(costs.notes)
@@ -103,8 +108,13 @@ def on_hardware(costs: Costs, ranks: int, asked: Hardware) -> tuple[Costs, Place
     if asked.all_reduce is not None and asked.all_reduce != costs.network.all_reduce:
         costs = costs.model_copy(update={"network": costs.network.model_copy(update={"all_reduce": asked.all_reduce})})
         assumed.append(f"all-reduces in a {asked.all_reduce} were not calibrated")
+    return costs, tuple(assumed)
+
+
+def place(catalogue: Catalogue, ranks: int, asked: Hardware, assumed: tuple[str, ...] = ()) -> Placement:
+    """Where `ranks` are; `assumed` goes first. Raises MisuseError for unknown names, and settings that lack something."""
     if not asked.is_cluster:
-        return costs, Placement(None, None, tuple(assumed))
+        return Placement(None, None, assumed)
     # hosts' ports are as fast as the fastest of ranks' own: those are the limit
     joined = asked.network or asked.link or max(asked.links, key=parse_link, default=None)
     if joined is None:
@@ -119,4 +129,12 @@ def on_hardware(costs: Costs, ranks: int, asked: Hardware) -> tuple[Costs, Place
         oversubscription=1.0 if asked.oversubscription is None else asked.oversubscription,
     )
     per_host = 0 if asked.device is not None else asked.ranks_per_host or 1
-    return costs, Placement(topology, per_host, (*assumed, f"network {asked.between} was not calibrated"))
+    return Placement(topology, per_host, (*assumed, f"network {asked.between} was not calibrated"))
+
+
+def threads_of(costs: Costs, ranks: int, asked: Hardware, wanted: int = 0) -> int:
+    """Threads a rank has: as calibrated on a device of its own, else those `wanted`, or its host's cores shared out."""
+    if asked.device is not None:
+        return costs.calibrated.threads[0]
+    sharing = asked.ranks_per_host or 1 if asked.is_cluster else ranks
+    return wanted or max(1, costs.host.cores // sharing)

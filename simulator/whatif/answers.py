@@ -1,0 +1,274 @@
+"""The questions that a grid is asked for, answered in words from its table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from halocast.simulator.whatif.evaluation import BINDS, MISSES_BUDGET, MISSES_DEADLINE, MISSES_MEMORY, binding
+from halocast.simulator.whatif.folder import Answers, Knee, Sentence, Swing, Upgrade
+from halocast.simulator.whatif.grid import Grid
+from halocast.simulator.whatif.points import Point
+from halocast.simulator.whatif.words import amount, duration
+
+HALF = 0.5
+"""Efficiency below which adding ranks no longer pays."""
+SHOWN_SERIES = 3
+"""Series that the sentence names."""
+SHOWN_REASONS = 4
+LINKS = ("network", "inside")
+"""Inputs that an upgrade changes; `link` stands beside `network`."""
+
+
+class Questions:
+    """A finished table with the points behind it."""
+
+    def __init__(self, grid: Grid, table: pd.DataFrame, points: Sequence[Point]) -> None:
+        self.grid, self.table, self.points = grid, table.set_index("scenario", drop=False).rename_axis(None), points
+        self.currency = grid.prices.currency
+        self.known = self.table[self.table["training_seconds"].notna()]
+        # every filter but time and money: those are what is asked about
+        self.possible = self.known[~self.known["reason"].str.contains(MISSES_MEMORY, regex=False)]
+        self.is_priced = bool(self.known["cost"].notna().any())
+
+    # -- which --------------------------------------------------------------------------------------------------
+
+    def cheapest(self) -> int | None:
+        """That meets the deadline, if there is one; without prices the one of fewest ranks."""
+        deadline = self.grid.filters.deadline_seconds
+        inside = self.possible if deadline is None else self.possible[self.possible["training_seconds"] <= deadline]
+        return _first(inside, ["cost" if self.is_priced else "ranks", "training_seconds"])
+
+    def fastest(self) -> int | None:
+        """Within the budget, if there is one."""
+        budget = self.grid.filters.budget
+        inside = self.possible if budget is None else self.possible[self.possible["cost"] <= budget]
+        return _first(inside, ["training_seconds", "cost" if self.is_priced else "ranks"])
+
+    def recommended(self) -> int | None:
+        """The cheapest that meets the deadline, where there is one; else the fastest within the budget; what meets all filters,
+        where something does."""
+        feasible = self.known[self.known["feasible"]]
+        money = "cost" if self.is_priced else "ranks"
+        by = [money, "training_seconds"] if self.grid.filters.deadline_seconds is not None else ["training_seconds", money]
+        return _first(feasible, by)
+
+    # -- in words -----------------------------------------------------------------------------------------------
+
+    def answers(self, tornado: Sequence[Swing]) -> Answers:
+        recommended = self.recommended()
+        upgrades = [] if recommended is None else self.upgrades(recommended)
+        knees = self.knees()
+        sentences = [
+            self._cheapest_sentence(),
+            self._fastest_sentence(),
+            self._knee_sentence(knees),
+            self._upgrade_sentence(recommended, upgrades),
+            self._binding_sentence(recommended),
+            self._infeasible_sentence(),
+        ]
+        return Answers(
+            sentences=tuple(sentences),
+            recommended=recommended,
+            tornado=tuple(tornado),
+            upgrades=tuple(upgrades),
+            knees=tuple(knees),
+        )
+
+    def _cheapest_sentence(self) -> Sentence:
+        deadline = self.grid.filters.deadline_seconds
+        kind = "cheapest" if self.is_priced else "smallest (no prices are given)"
+        question = f"Which is the {kind}" + (f" that trains within {duration(deadline)}?" if deadline else "?")
+        found = self.cheapest()
+        if found is None:
+            quickest = self._said(_first(self.possible, ["training_seconds"]))
+            return Sentence(question=question, answer=f"None. The fastest is {quickest}.", scenarios=())
+        text = f"{self._said(found)}."
+        if deadline is not None:
+            text += self._within(float(self._row(found)["training_high"]) <= deadline, "the deadline")
+        return Sentence(question=question, answer=text, scenarios=(found,))
+
+    def _fastest_sentence(self) -> Sentence:
+        budget = self.grid.filters.budget
+        question = "Which is the fastest" + (f" within {amount(budget, self.currency)}?" if budget is not None else "?")
+        found = self.fastest()
+        if found is None:
+            cheapest = self._said(_first(self.possible, ["cost", "training_seconds"]))
+            return Sentence(question=question, answer=f"None. The cheapest is {cheapest}.", scenarios=())
+        text = f"{self._said(found)}."
+        if budget is not None:
+            text += self._within(float(self._row(found)["cost_high"]) <= budget, "the budget")
+        return Sentence(question=question, answer=text, scenarios=(found,))
+
+    @staticmethod
+    def _within(holds: bool, what: str) -> str:
+        if holds:
+            return f" The upper end of its interval meets {what} too."
+        return f" The upper end of its interval misses {what}: it is not certain."
+
+    def knees(self) -> list[Knee]:
+        """The first number of ranks of each series whose efficiency is below half, of series that have one."""
+        found = []
+        for scenarios in self._series():
+            rows = self.known.loc[scenarios].sort_values("ranks")
+            if (below := rows[rows["efficiency"] < HALF]).empty:
+                continue
+            first = below.iloc[0]
+            found.append(
+                Knee(
+                    series=self._series_name(int(first["scenario"])),
+                    ranks=int(first["ranks"]),
+                    efficiency=float(first["efficiency"]),
+                    scenarios=tuple(rows["scenario"].tolist()),
+                )
+            )
+        return found
+
+    def _series(self) -> list[list[int]]:
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for scenario in self.known.index.tolist():
+            groups.setdefault(self.points[scenario].series, []).append(scenario)
+        return [each for each in groups.values() if len(each) > 1]
+
+    def _series_name(self, scenario: int) -> str:
+        """The name without its ranks."""
+        ranks, _, rest = str(self._row(scenario)["name"]).partition(" x ")
+        return rest or ranks
+
+    def _knee_sentence(self, knees: Sequence[Knee]) -> Sentence:
+        question = "Where does adding ranks stop paying (less than half a rank's work for each)?"
+        series = len(self._series())
+        if not series:
+            return Sentence(question=question, answer="The grid has one number of ranks a series.", scenarios=())
+        if not knees:
+            return Sentence(
+                question=question, answer=f"Nowhere in the grid: all {series} series stay above 50 %.", scenarios=()
+            )
+        recommended = self.recommended()
+        own = [each for each in knees if recommended is not None and recommended in each.scenarios]
+        shown = [*own, *(each for each in sorted(knees, key=lambda each: each.ranks) if each not in own)][:SHOWN_SERIES]
+        listed = "; ".join(f"{each.series}: at {each.ranks} ranks ({100 * each.efficiency:.0f} %)" for each in shown)
+        more = f"; and {len(knees) - len(shown)} more" if len(knees) > len(shown) else ""
+        text = f"In {len(knees)} of {series} series. {listed}{more}."
+        return Sentence(question=question, answer=text, scenarios=tuple(each.scenarios[0] for each in shown))
+
+    def upgrades(self, scenario: int) -> list[Upgrade]:
+        """What other links of the grid would make of the scenario, all else equal, the most seconds saved first."""
+        base, here = self.points[scenario], self._row(scenario)
+        found = []
+        for other in self.known.index.tolist():
+            if other == scenario:
+                continue
+            point = self.points[other]
+            link = next((name for name in LINKS if self._differ_in(base, point, name)), None)
+            if link is None:
+                continue
+            there = self._row(other)
+            found.append(
+                Upgrade(
+                    scenario=other,
+                    link=link,
+                    from_=str(here[link]),
+                    to=str(there[link]),
+                    seconds_from=float(here["training_seconds"]),
+                    seconds_to=float(there["training_seconds"]),
+                    cost_from=_or_none(here["cost"]),
+                    cost_to=_or_none(there["cost"]),
+                )
+            )
+        return sorted(found, key=lambda each: each.seconds_to)
+
+    @staticmethod
+    def _differ_in(one: Point, other: Point, link: str) -> bool:
+        """Whether the points differ in this link alone."""
+        same = {link: getattr(one, link)} | ({"link": one.link} if link == "network" else {})
+        return one != other and replace(other, **same) == one
+
+    def _upgrade_sentence(self, recommended: int | None, upgrades: Sequence[Upgrade]) -> Sentence:
+        question = "Which better link helps most?"
+        if recommended is None:
+            return Sentence(question=question, answer="Nothing is recommended that it could help.", scenarios=())
+        if not upgrades:
+            return Sentence(question=question, answer="The grid has one link only: nothing to compare.", scenarios=())
+        best = upgrades[0]
+        saved = best.seconds_from - best.seconds_to
+        if saved <= 0.0:
+            text = f"None in the grid: {best.from_} is as good as any for {self._row(recommended)['name']}."
+            return Sentence(question=question, answer=text, scenarios=(recommended,))
+        text = (
+            f"{best.to} instead of {best.from_} ({best.link}): a training takes {duration(best.seconds_to)} instead of "
+            f"{duration(best.seconds_from)} ({100 * saved / best.seconds_from:.0f} % less)"
+        )
+        if best.cost_from is not None and best.cost_to is not None:
+            text += (
+                f" and costs {amount(best.cost_to, self.currency)} instead of {amount(best.cost_from, self.currency)}, "
+                "at the same price of a device"
+            )
+        return Sentence(question=question, answer=f"{text}.", scenarios=(recommended, best.scenario))
+
+    def _binding_sentence(self, recommended: int | None) -> Sentence:
+        question = "What binds the recommended scenario?"
+        if recommended is None:
+            return Sentence(question=question, answer="Nothing meets every filter: nothing is recommended.", scenarios=())
+        row = self._row(recommended)
+        word, share = binding(row)
+        rest = ", ".join(
+            f"{name} {100 * row[column] / row['epoch_seconds']:.0f} %"
+            for column, name in BINDS.items()
+            if name != word and row[column] >= 0.005 * row["epoch_seconds"]
+        )
+        text = f"{word.capitalize()}: {100 * share:.0f} % of an epoch of {row['name']}" + (f" ({rest})." if rest else ".")
+        return Sentence(question=question, answer=text, scenarios=(recommended,))
+
+    def _infeasible_sentence(self) -> Sentence:
+        question = "How many scenarios are infeasible, and why?"
+        bad = self.table[~self.table["feasible"]]
+        if bad.empty:
+            return Sentence(question=question, answer=f"None of {len(self.table):,}.", scenarios=())
+        counts = Counter(reason for text in bad["reason"] for reason in grouped(text))
+        listed = "; ".join(f"{reason}: {count:,}" for reason, count in counts.most_common(SHOWN_REASONS))
+        more = f"; and {len(counts) - SHOWN_REASONS} other reasons" if len(counts) > SHOWN_REASONS else ""
+        text = f"{len(bad):,} of {len(self.table):,}. {listed}{more}."
+        return Sentence(question=question, answer=text, scenarios=())
+
+    # -- rows ---------------------------------------------------------------------------------------------------
+
+    def _row(self, scenario: int) -> pd.Series[Any]:
+        return self.table.loc[scenario]
+
+    def _said(self, scenario: int | None) -> str:
+        """Name, time and cost with their intervals."""
+        if scenario is None:
+            return "none: no scenario has a forecast"
+        row = self._row(scenario)
+        text = (
+            f"{row['name']}: {duration(row['training_seconds'])} "
+            f"(90 % between {duration(row['training_low'])} and {duration(row['training_high'])})"
+        )
+        if pd.notna(row["cost"]):
+            text += (
+                f", {amount(row['cost'], self.currency)} "
+                f"({amount(row['cost_low'], self.currency)} to {amount(row['cost_high'], self.currency)})"
+            )
+        return text
+
+
+def grouped(reason: str) -> tuple[str, ...]:
+    """The reasons of one row, numbers left out, so that like ones are counted together."""
+    if reason.split("; ")[0] in (MISSES_MEMORY, MISSES_DEADLINE, MISSES_BUDGET):
+        return tuple(reason.split("; "))
+    return (reason,)
+
+
+def _first(rows: pd.DataFrame, by: list[str]) -> int | None:
+    """The scenario that comes first; the lower number of equal ones."""
+    ordered = rows.dropna(subset=by[:1]).sort_values([*by, "scenario"], kind="stable")
+    return None if ordered.empty else int(ordered.iloc[0]["scenario"])
+
+
+def _or_none(value: Any) -> float | None:
+    return None if pd.isna(value) else float(value)

@@ -1,0 +1,217 @@
+"""All scenarios of a grid, side by side: what shares its programs is evaluated together, the longest first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import groupby
+from typing import Any
+
+import joblib
+
+from halocast.errors import MisuseError, nearest
+from halocast.simulator.costs import Costs
+from halocast.simulator.whatif.axes import Names
+from halocast.simulator.whatif.evaluation import Evaluator, Parted, Source, Subject
+from halocast.simulator.whatif.folder import Writer
+from halocast.simulator.whatif.grid import Grid
+from halocast.simulator.whatif.points import PartKey, Point
+from halocast.traces.workload import LayerSpec
+
+BACKENDS = ("loky", "threading", "dask", "ray")
+FLUSH_SECONDS = 3.0
+"""Rows are written when so many seconds have passed: what a killed sweep loses, with what is under way."""
+TASK_SECONDS = 2.0
+"""About how long a task should take, so that answers come steadily and starting one costs little."""
+SECONDS_BETWEEN_REPORTS = 2.0
+Row = dict[str, Any]
+Specs = tuple[str, int, int]
+"""(layer, layers, hidden)."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every task needs."""
+
+    costs: Costs
+    grid: Grid
+    names: Names
+    subject: Subject
+
+
+@dataclass(frozen=True)
+class Handed:
+    """A source that was asked already: what it said goes where the graph is not."""
+
+    subject: Subject
+    specs: Mapping[Specs, tuple[LayerSpec, ...]]
+    partitions: Mapping[PartKey, Parted | str]
+    """Or why there can be none."""
+
+    def layers(self, layer: str, layers: int, hidden: int) -> tuple[LayerSpec, ...]:
+        return self.specs[layer, layers, hidden]
+
+    def parted(self, key: PartKey) -> Parted:
+        found = self.partitions[key]
+        if isinstance(found, str):
+            raise MisuseError(found)
+        return found
+
+
+@dataclass(frozen=True)
+class Task:
+    """Scenarios that are evaluated by one process, one after the other."""
+
+    scenarios: tuple[tuple[int, Point], ...]
+    weight: float
+    """Seconds that it may take; only ratios count."""
+
+
+def evaluate(setup: Setup, handed: Handed, task: Task) -> tuple[Task, list[Row]]:
+    """What a worker does."""
+    evaluator = Evaluator(setup.costs, setup.grid, setup.names, handed)
+    return task, [evaluator.evaluate(point) | {"scenario": number} for number, point in task.scenarios]
+
+
+def plan_tasks(scenarios: Iterable[tuple[int, Point]], *, by_events: Callable[[Point], bool]) -> list[Task]:
+    """Tasks of about `TASK_SECONDS`, the longest first; scenarios with the same programs stay together where they fit.
+
+    `by_events`: whether ranks share cores there, which takes the slower engine.
+    """
+    ordered = sorted(scenarios, key=lambda each: (-each[1].ranks, str(each[1].structure)))
+    tasks: list[Task] = []
+    held: list[tuple[int, Point]] = []
+    weight = 0.0
+    for _, group in groupby(ordered, key=lambda each: each[1].structure):
+        fresh = True
+        for number, point in group:
+            weight += seconds_of(point, fresh=fresh, by_events=by_events(point))
+            held.append((number, point))
+            fresh = False
+            if weight >= TASK_SECONDS:
+                tasks.append(Task(tuple(held), weight))
+                held, weight, fresh = [], 0.0, True
+    if held:
+        tasks.append(Task(tuple(held), weight))
+    return sorted(tasks, key=lambda task: -task.weight)
+
+
+def seconds_of(point: Point, *, fresh: bool, by_events: bool) -> float:
+    """About how long a scenario takes on one core: its programs if they are `fresh`, and its epoch.
+
+    Measured for graphs whose parts all touch each other; benchmarks/results/whatif-speed-*.md.
+    """
+    pairs = point.ranks**2
+    programs = (0.003 + 3e-4 * pairs) if fresh else 0.0
+    return programs + (0.01 + 5e-3 * pairs * point.layers / 3 if by_events else 5e-4 + 6e-6 * pairs)
+
+
+def sweep(
+    setup: Setup,
+    source: Source,
+    scenarios: Sequence[tuple[int, Point]],
+    writer: Writer,
+    *,
+    backend: str,
+    jobs: int,
+    address: str | None,
+    on_start: Callable[[float], None],
+    on_task: Callable[[int, float], None],
+    report: Callable[[str], None],
+) -> list[Row]:
+    """Evaluate all, writing rows as they come, also when interrupted.
+
+    `on_start` is told the weight of all tasks, `on_task` how many scenarios a task had and its weight.
+    """
+    tasks = plan_tasks(scenarios, by_events=lambda point: not point.device or point.all_reduce == "tree")
+    handed = ask(source, [point for _, point in scenarios], report)
+    rows: list[Row] = []
+    unwritten: list[Row] = []
+    on_start(sum(task.weight for task in tasks))
+    written = time.monotonic()
+    try:
+        with side_by_side(backend, jobs, address) as run:
+            for task, found in run(joblib.delayed(evaluate)(setup, handed_for(handed, task), task) for task in tasks):
+                rows += found
+                unwritten += found
+                on_task(len(found), task.weight)
+                if time.monotonic() - written > FLUSH_SECONDS:
+                    writer.part(unwritten)
+                    unwritten, written = [], time.monotonic()
+    finally:
+        if unwritten:
+            writer.part(unwritten)
+    return rows
+
+
+def ask(source: Source, points: Sequence[Point], report: Callable[[str], None]) -> Handed:
+    """Everything of the graph that the points need, once."""
+    keys = list(dict.fromkeys(point.parted for point in points if not point.impossible(source.subject.nodes)))
+    partitions: dict[PartKey, Parted | str] = {}
+    said = -SECONDS_BETWEEN_REPORTS
+    for number, key in enumerate(sorted(keys, key=lambda key: key.ranks)):
+        if time.monotonic() - said > SECONDS_BETWEEN_REPORTS:
+            said = time.monotonic()
+            report(f"partitioning {source.subject.name} into {key.ranks} ({number + 1} of {len(keys)} partitions)")
+        try:
+            partitions[key] = source.parted(key)
+        except MisuseError as error:
+            partitions[key] = str(error)
+    specs = {(point.layer, point.layers, point.hidden) for point in points}
+    return Handed(source.subject, {each: source.layers(*each) for each in specs}, partitions)
+
+
+def handed_for(handed: Handed, task: Task) -> Handed:
+    """The share of one task, which is what travels."""
+    keys = {point.parted for _, point in task.scenarios}
+    return Handed(handed.subject, handed.specs, {key: handed.partitions[key] for key in keys if key in handed.partitions})
+
+
+Run = Callable[[Iterable[Any]], Iterable[Any]]
+
+
+@contextmanager
+def side_by_side(backend: str, jobs: int, address: str | None) -> Iterator[Run]:
+    """Something that runs joblib's delayed calls on `jobs` processes (or threads), and gives answers as they come.
+
+    dask and ray: on the cluster at `address`, or on one of `jobs` workers made here for the while. Every worker has one thread.
+    Raises MisuseError for an unknown backend, and one that is not installed.
+    """
+    if backend not in BACKENDS:
+        raise MisuseError(f"--backend {backend} is unknown{nearest(backend, BACKENDS)}")
+    with ExitStack() as stack:
+        if backend == "dask":
+            stack.enter_context(_dask(jobs, address))
+        elif backend == "ray":
+            stack.enter_context(_ray(jobs, address))
+        threads = {"inner_max_num_threads": 1} if backend == "loky" else {}
+        stack.enter_context(joblib.parallel_config(backend=backend, n_jobs=jobs if address is None else -1, **threads))
+        yield joblib.Parallel(return_as="generator_unordered")
+
+
+def _dask(jobs: int, address: str | None) -> AbstractContextManager[Any]:
+    if find_spec("distributed") is None:
+        raise MisuseError("--backend dask needs dask: pip install 'halocast[dask]'")
+    from distributed import Client
+
+    if address is not None:
+        return Client(address)
+    return Client(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
+
+
+@contextmanager
+def _ray(jobs: int, address: str | None) -> Iterator[None]:
+    if find_spec("ray") is None:
+        raise MisuseError("--backend ray needs ray: pip install 'halocast[ray]'")
+    import ray
+    from ray.util.joblib import register_ray
+
+    ray.init(address=address, num_cpus=jobs if address is None else None)
+    register_ray()
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,175 @@
+"""What may stand behind a key of a grid: one value, a list, or a range; and amounts of time and memory in words."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from halocast.errors import MisuseError, nearest
+
+Number = int | float
+LARGEST = 2**53
+"""Beyond it, whole numbers are not told apart everywhere."""
+RANGE = re.compile(r"^\s*x?([^\s.]+(?:\.\d+)?)\s*\.\.\s*x?(\S+?)(?:\s+([x+])\s*(\S+))?\s*$")
+TIME = re.compile(r"^\s*([\d.]+)\s*(s|sec|min|h|d)\s*$")
+SIZE = re.compile(r"^\s*([\d.]+)\s*(B|kB|MB|GB|TB)\s*$")
+SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+RANGE_KEYS = ("from", "to", "step", "factor")
+
+
+@dataclass(frozen=True)
+class Steps(Sequence[Number]):
+    """`count` numbers, each `step` more than the last: a range that is never written out."""
+
+    start: Number
+    step: Number
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return tuple(self[each] for each in range(*index.indices(self.count)))
+        if not -self.count <= index < self.count:
+            raise IndexError(index)
+        return self.start + self.step * (index % self.count)
+
+
+def read_values(
+    value: object, read: Callable[[object], Any], where: str, *, number: Callable[[object], Number] | None
+) -> Sequence[Any]:
+    """All values that `value` stands for, each as `read` makes it out; ranges where the key is a `number`.
+
+    Raises MisuseError, beginning with `where`, for an empty list, a range that goes nowhere, and what `read` refuses.
+    """
+    if isinstance(value, list):
+        if not value:
+            raise MisuseError(f"{where} = []: an empty list leaves no scenario; give a value, or leave the key out")
+        return tuple(dict.fromkeys(read(each) for each in value))
+    limits = _range_of(value, where)
+    if limits is None:
+        return (read(value),)
+    if number is None:
+        raise MisuseError(f"{where} = {value!r}: names have no range; write a list")
+    first, last, kind, step = limits
+    return _steps(number(first), number(last), kind, step, where)
+
+
+def _range_of(value: object, where: str) -> tuple[object, object, str, Number | None] | None:
+    """(first, last, "x" or "+", step) of what is written as a range."""
+    if isinstance(value, dict):
+        return _range_of_table(value, where)
+    match = RANGE.match(value) if isinstance(value, str) else None
+    if match is None:
+        return None
+    first, last, kind, step = match.groups()
+    return first, last, kind or "+", None if step is None else _number(step, where)
+
+
+def _range_of_table(value: dict[str, object], where: str) -> tuple[object, object, str, Number | None]:
+    for key in value:
+        if key not in RANGE_KEYS:
+            raise MisuseError(f"{where}: unknown key '{key}' of a range{nearest(key, RANGE_KEYS)}")
+    if missing := [key for key in ("from", "to") if key not in value]:
+        raise MisuseError(f"{where}: a range needs '{missing[0]}'")
+    if "step" in value and "factor" in value:
+        raise MisuseError(f"{where}: a range has a step or a factor, not both")
+    if "factor" in value:
+        return value["from"], value["to"], "x", _number(value["factor"], where)
+    return value["from"], value["to"], "+", _number(value["step"], where) if "step" in value else None
+
+
+def _steps(first: Number, last: Number, kind: str, step: Number | None, where: str) -> Sequence[Number]:
+    step = 1 if step is None else step
+    least = 1 if kind == "x" else 0
+    if last < first:
+        raise MisuseError(f"{where}: the range goes down from {first:g} to {last:g}; write it upwards, or as a list")
+    if not step > least:
+        raise MisuseError(
+            f"{where}: a range by {kind}{step:g} never ends; allowed: {'a factor above 1' if least else 'a step above 0'}"
+        )
+    if kind == "+":
+        count = int((last - first) / step * (1 + 1e-12)) + 1
+        return Steps(first, step, count)
+    if first <= 0:
+        raise MisuseError(f"{where}: a range by a factor cannot begin with {first:g}")
+    count = int(math.log(last / first) / math.log(step) * (1 + 1e-12)) + 1
+    grown = (first * step**power for power in range(count))
+    whole = isinstance(first, int)
+    return tuple(dict.fromkeys(round(each) if whole else each for each in grown))
+
+
+def _number(value: object, where: str) -> Number:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    try:
+        number = float(str(value))
+    except ValueError as error:
+        raise MisuseError(f"{where}: '{value}' is no number") from error
+    return int(number) if number.is_integer() and "." not in str(value) else number
+
+
+def whole(where: str, least: int) -> Callable[[object], int]:
+    """Reads whole numbers from `least` on."""
+
+    def read(value: object) -> int:
+        number = _number(value, where)
+        if not float(number).is_integer() or not least <= number <= LARGEST:
+            raise MisuseError(f"{where} = {value}: allowed are whole numbers from {least} on")
+        return int(number)
+
+    return read
+
+
+def real(where: str, least: float) -> Callable[[object], float]:
+    """Reads numbers from `least` on."""
+
+    def read(value: object) -> float:
+        number = float(_number(value, where))
+        if not least <= number < math.inf:
+            raise MisuseError(f"{where} = {value}: allowed are numbers from {least:g} on")
+        return number
+
+    return read
+
+
+def factor(where: str) -> Callable[[object], float]:
+    """Reads how many times as much: ``x10``, or 10."""
+
+    def read(value: object) -> float:
+        text = value.strip().removeprefix("x") if isinstance(value, str) else value
+        number = float(_number(text, where))
+        if not 1.0 <= number < math.inf:
+            raise MisuseError(f"{where} = {value}: allowed are factors from x1 on")
+        return number
+
+    return read
+
+
+def read_seconds(value: object, where: str) -> float:
+    """``90min``, ``2h``; a bare number is seconds. Raises MisuseError."""
+    return _amount(value, where, TIME, SECONDS, "a time such as 90min, 2h or 3600 (seconds)")
+
+
+def read_bytes(value: object, where: str) -> int:
+    """``80GB``; a bare number is bytes. Raises MisuseError."""
+    return int(_amount(value, where, SIZE, BYTES, "a size such as 80GB or 80000000000 (bytes)"))
+
+
+def _amount(value: object, where: str, pattern: re.Pattern[str], units: dict[str, Any], allowed: str) -> float:
+    number: float | None = None
+    match = pattern.match(value) if isinstance(value, str) else None
+    if match is not None:
+        number = float(match[1]) * units[match[2]] if match[1].count(".") <= 1 and match[1] != "." else None
+    elif (isinstance(value, int | float) and not isinstance(value, bool)) or (
+        isinstance(value, str) and re.fullmatch(r"\s*[\d.]*\d\s*", value) and value.count(".") <= 1
+    ):
+        number = float(value)
+    if number is None or not 0.0 < number < math.inf:
+        raise MisuseError(f"{where} = {value!r}: allowed is {allowed}")
+    return number
