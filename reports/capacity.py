@@ -145,11 +145,13 @@ def notes(view: View) -> list[str]:
             f"Unfinished: {len(view.table):,} of {manifest.scenarios:,} scenarios so far, and no answers yet. "
             "The same halocast whatif command goes on where it stopped."
         )
+    if manifest.sample is not None:
+        found.append(f"A sample of {manifest.scenarios:,} scenarios, drawn at random with seed {manifest.seed}: the grid has more.")
     if not view.priced:
         found.append("No prices were given: costs are left out, and training time is weighed against ranks.")
     if view.recommended is None and manifest.finished and len(view.forecast):
         found.append("Nothing is recommended: every scenario misses a filter. Figures and slices are through the fastest one.")
-    count = int((view.table["extrapolated"].map(len) > 0).sum())
+    count = int(view.table["extrapolated"].map(len).gt(0).sum())
     if count:
         found.append(f"{count:,} of {len(view.table):,} scenarios lie beyond what was calibrated; their intervals are wider.")
     return found
@@ -344,8 +346,8 @@ def sensitivity(view: View, source: str) -> list[Block]:
 def upgrades(view: View, source: str) -> Table:
     assert view.whatif.answers is not None
     known = view.table.set_index("scenario")["name"]
-    columns = [Column("scenario"), Column("link"), Column("better link"), Column("training", "seconds", key="seconds_from"),
-               Column("then", "seconds", key="seconds_to"), Column("faster", "ratio", key="speed_up")]  # fmt: skip
+    columns = [Column("scenario"), Column("link"), Column("other link"), Column("training", "seconds", key="seconds_from"),
+               Column("then", "seconds", key="seconds_to"), Column("speed-up", "ratio")]  # fmt: skip
     if view.priced:
         columns += [Column("cost", "money", key="cost_from"), Column("cost then", "money", key="cost_to")]
     rows: list[list[Value]] = [
@@ -353,7 +355,7 @@ def upgrades(view: View, source: str) -> Table:
          *((each.cost_from, each.cost_to) if view.priced else ())]
         for each in view.whatif.answers.upgrades
     ]  # fmt: skip
-    return Table("upgrades", "What a better link brings", columns, rows, Basis.FORECAST, f"{source}/answers.json", currency=view.currency)
+    return Table("upgrades", "What another link brings, all else equal; the fastest first", columns, rows, Basis.FORECAST, f"{source}/answers.json", currency=view.currency)
 
 
 def binding(view: View, rows: str) -> list[Block]:

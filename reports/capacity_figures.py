@@ -14,6 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from halocast.reports.capacity_view import PARTS, STOPS_PAYING, Series, View, describe
@@ -83,8 +84,8 @@ def pareto_figure(view: View) -> tuple[Figure, Marks]:
     sizes = point_sizes(drawn["peak_bytes"])
     on_front = drawn["scenario"].isin(front["scenario"]).to_numpy()
     kinds = (
-        (~drawn["feasible"].astype(bool).to_numpy(), "x", MUTED, "misses a filter"),
-        (drawn["feasible"].astype(bool).to_numpy() & ~on_front, "o", MUTED, "another is both faster and cheaper"),
+        (~drawn["feasible"].to_numpy(dtype=bool), "x", MUTED, "misses a filter"),
+        (drawn["feasible"].to_numpy(dtype=bool) & ~on_front, "o", MUTED, "another is both faster and cheaper"),
     )
     x, y = drawn["training_seconds"].to_numpy(float), drawn[view.against].to_numpy(float)
     handles: list[Any] = []
@@ -163,12 +164,13 @@ def mark_filters(axes: Axes, view: View) -> None:
         text = f"deadline {round_time(value)}" if along == "x" else f"budget {money(value, view.currency)}"
         place, coordinates = ((value, 1.0), ("data", "axes fraction")) if along == "x" else ((1.0, value), ("axes fraction", "data"))
         axes.annotate(text, place, (-4, -3) if along == "x" else (-2, 4), xycoords=coordinates, textcoords="offset points",
-                      ha="right", va="top" if along == "x" else "bottom", fontsize=8.5, color=INK)  # fmt: skip
+                      ha="right", va="top" if along == "x" else "bottom", fontsize=8.5, color=INK,
+                      path_effects=[withStroke(linewidth=2.5, foreground=PAPER)])  # fmt: skip
 
 
 def name_front(figure: Figure, axes: Axes, view: View) -> None:
     """Name the recommended one, the ends of the front and a few between them."""
-    front = view.front
+    front = view.front.drop_duplicates(["training_seconds", view.against])
     places = np.unique(np.linspace(0, len(front) - 1, min(len(front), MOST_NAMED)).round().astype(int)) if len(front) else []
     rows = [front.iloc[place] for place in sorted(places, key=lambda at: (at not in (0, len(front) - 1), at))]
     names = []

@@ -14,6 +14,7 @@ import pandas as pd
 from halocast.reports.document import Form, Value
 from halocast.reports.figures import three_digits
 from halocast.reports.words import byte_count, time_span
+from halocast.simulator.whatif.table import front
 
 if TYPE_CHECKING:
     from halocast.simulator.whatif import WhatIf
@@ -45,6 +46,10 @@ INPUTS: Mapping[str, tuple[str, Form]] = MappingProxyType(
     }
 )
 """Columns that say what was asked: how people call them, and how they are written."""
+PHRASES: Mapping[str, str] = MappingProxyType(
+    {"devices_per_host": "{} a host", "inside": "{} inside", "savings": "savings {}", "hosts_per_switch": "{} hosts a switch"}
+)
+"""Inputs whose value alone would not be understood."""
 IMPLIED: Mapping[str, str] = MappingProxyType({"network_rate": "network", "price_per_hour": "device"})
 """Columns that say nothing new beside another one where each of its values has one of theirs."""
 PARTS: Mapping[str, str] = MappingProxyType(
@@ -54,7 +59,7 @@ PARTS: Mapping[str, str] = MappingProxyType(
         "exchange_exposed": "exchange exposed",
         "all_reduce_exposed": "all-reduce exposed",
         "posting_messages": "posting messages",
-        "wait": "waiting for a core",
+        "wait": "waiting",
     }
 )
 """Columns that together are an epoch."""
@@ -97,9 +102,17 @@ class View:
 
     whatif: WhatIf
 
-    @property
+    @cached_property
     def table(self) -> pd.DataFrame:
-        return self.whatif.table
+        """All scenarios there are, by number; of an unfinished what-if the front among those."""
+        table = self.whatif.table.reset_index(drop=True)
+        table["extrapolated"] = [list(each) if each is not None else [] for each in table["extrapolated"]]
+        table["feasible"] = table["feasible"].fillna(False).astype(bool)
+        if not self.whatif.manifest.finished:
+            known = table["cost"] if table["cost"].notna().any() else table["ranks"]
+            seconds = table["training_seconds"].to_numpy(dtype=float)
+            table["on_front"] = front(seconds, known.to_numpy(dtype=float), table["feasible"].to_numpy(dtype=bool))
+        return table
 
     @cached_property
     def forecast(self) -> pd.DataFrame:
@@ -108,12 +121,12 @@ class View:
 
     @cached_property
     def feasible(self) -> pd.DataFrame:
-        return self.forecast[self.forecast["feasible"].astype(bool)]
+        return self.forecast[self.forecast["feasible"]]
 
     @cached_property
     def front(self) -> pd.DataFrame:
         """Members of the Pareto front, the fastest first."""
-        return self.feasible[self.feasible["on_front"].astype(bool)].sort_values("training_seconds")
+        return self.feasible[self.feasible["on_front"]].sort_values("training_seconds")
 
     @cached_property
     def priced(self) -> bool:
@@ -213,7 +226,7 @@ class View:
     @cached_property
     def infeasible(self) -> list[Grouped]:
         """Why scenarios are not to be had, by kind, the most frequent first; one may have several reasons."""
-        missed = self.table[~self.table["feasible"].astype(bool)]
+        missed = self.table[~self.table["feasible"]]
         return grouped(missed["scenario"], missed["reason"].str.split("; "))
 
     @cached_property
@@ -259,6 +272,8 @@ def describe(row: pd.Series, names: Sequence[str]) -> str:
             words.append(str(value) or CALIBRATED)
         elif name == "network_rate":
             words.append(f"{byte_count(float(value or 0))}/s")
+        elif name in PHRASES:
+            words += [PHRASES[name].format(value)] if value else []
         elif form == "text":
             words += [str(value)] if value else []
         elif form == "ratio":

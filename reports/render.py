@@ -77,16 +77,20 @@ def render(document: Document, form: str, out: Path) -> dict[Path, bytes]:
 # -- HTML -------------------------------------------------------------------------------------------------------
 
 
-def html(document: Document) -> str:
-    """A page that needs nothing else: no network, no file beside it; its script only sorts, filters and points."""
+def html(document: Document, *, template: str = "document.html.j2", **more: object) -> str:
+    """A page that needs nothing else: no network, no file beside it; its script only sorts, filters and points.
+
+    `template`: one that extends it and knows what is in `more`.
+    """
     pictures = document.blocks(Picture)
-    return page_template("document.html.j2").render(
+    return page_template(template).render(
         document=document,
         kind=lambda block: type(block).__name__,
         tables={each.identity: render_table(each) for each in document.blocks(Table)},
         svgs={each.identity: svg_of(each) for each in pictures},
         marks={each.identity: None if each.marks is None else embedded(marks_document(each.marks)) for each in pictures},
         script=page_asset("page.js"),
+        **more,
     )
 
 

@@ -17,7 +17,7 @@ WIDE = 3.0
 FEWEST_TICKS = 3
 TIMES = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
 """Units, and from how many seconds on they are used."""
-TIME_STEPS = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200,
+TIME_STEPS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200,
               14400, 28800, 43200, 86400, 172800, 432000, 864000, 1728000, 4320000, 8640000)  # fmt: skip
 """Seconds that make good ticks of a logarithmic axis."""
 

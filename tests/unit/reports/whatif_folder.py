@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from halocast.simulator.whatif.table import COLUMNS
+
 DEVICES: Mapping[str, tuple[float, float, int]] = {
     "H100": (1.0, 3.20, 80),
     "A100": (2.1, 1.90, 80),
@@ -164,9 +166,9 @@ def answers_of(table: pd.DataFrame, deadline: float | None) -> dict[str, Any]:
         ],
         "upgrades": [
             {
-                "scenario": int(chosen["scenario"]), "from": "ethernet-25g", "to": "ethernet-100g",
-                "seconds_from": 1.1 * seconds, "seconds_to": seconds,
-                "cost_from": 1.1 * cost if prices else None, "cost_to": cost if prices else None,
+                "scenario": int(feasible["scenario"].iloc[-1]), "link": "network", "from": str(chosen["network"]), "to": "infiniband-ndr",
+                "seconds_from": seconds, "seconds_to": 0.9 * seconds,
+                "cost_from": cost if prices else None, "cost_to": 0.9 * cost if prices else None,
             }
         ],
         "knees": [
@@ -192,7 +194,8 @@ def manifest_of(table: pd.DataFrame, deadline: float | None, *, finished: bool =
         "graph": {"name": str(table["graph"].iloc[0]), "nodes": 2_000_000, "edges": 40_000_000, "fingerprint": "0123abcd"},
         "grid": {"epochs": EPOCHS}, "axes": axes, "fixed": {"layer": "gcn", "layers": 3}, "epochs": EPOCHS,
         "currency": "EUR" if prices else None, "deadline_seconds": deadline, "budget": None, "memory_bytes": None,
-        "costs": {"path": "costs.json", "machine": "a measured machine", "device": "A100"}, "scenarios": len(table),
+        "sample": None, "seed": 0,
+        "costs": {"path": "costs.json", "machine": "a measured machine", "device": "A100", "digest": "feed"}, "scenarios": len(table),
         "finished": finished, "assumed": ["the network's rates are those of its catalogue entry"],
         "prices": {name: {"value": DEVICES[name][1], "source": "the grid file"} for name in sorted(set(table["device"]))}
         if prices
@@ -205,10 +208,10 @@ def write_folder(folder: Path, table: pd.DataFrame, *, deadline: float | None = 
     (folder / "parts").mkdir(parents=True, exist_ok=True)
     (folder / "whatif.json").write_text(json.dumps(manifest_of(table, deadline, finished=finished)))
     if finished:
-        table.to_parquet(folder / "scenarios.parquet")
+        table.to_parquet(folder / "scenarios.parquet", schema=COLUMNS, index=False)
         (folder / "answers.json").write_text(json.dumps(answers_of(table, deadline)))
     else:
-        table.to_parquet(folder / "parts" / "000.parquet")
+        table.to_parquet(folder / "parts" / "00001.parquet", schema=COLUMNS, index=False)
     return folder
 
 
