@@ -20,7 +20,7 @@ from halocast.runtime.programs.schedule import Order, schedule_layers
 from halocast.simulator.costs import MemoryCosts
 from halocast.simulator.observations import Configuration, Observation
 from halocast.traces.buffers import plan_arena, walk
-from halocast.traces.operations import Dequantize, Direction, Exchange, Part
+from halocast.traces.operations import Dequantize, Direction, Exchange, Operation, Part
 from halocast.traces.workload import RankView
 
 Floats = npt.NDArray[np.float64]
@@ -32,11 +32,11 @@ TERMS = ("constant", "per_arena_byte", "per_static_byte", "per_wire_byte", "quan
 """What each of `memory_terms` is multiplied with: fields of `MemoryCosts`."""
 
 
-def memory_terms(view: RankView, method: str) -> Floats:
+def memory_terms(view: RankView, method: str, epoch: Sequence[Operation] | None = None) -> Floats:
     """[7] by `TERMS`: 1, bytes of the arena, of static arrays, and of the largest exchange's messages at this rank; where
     messages are quantised 1 and the bytes of the largest exchange's rows once unpacked; 1 on rank 0."""
     program = METHODS[method]
-    epoch = list(walk(program.epoch(view)))
+    epoch = walk(program.epoch(view)) if epoch is None else epoch
     arena = plan_arena([epoch, walk(program.evaluation(view))]).size
     wire = max((each.work.bytes_out + each.work.bytes_in for each in epoch if isinstance(each, Exchange)), default=0)
     unpacked: dict[tuple[int, Direction], int] = {}

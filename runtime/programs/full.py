@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from halocast.runtime.programs.schedule import LayerSchedule, Order, schedule_layers
@@ -386,7 +387,7 @@ class LayerProgram:
 
     # -- exchanges ----------------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def exchange_dim(self) -> int:
         return self.schedule.exchange_dim(self.spec.dim_in, self.spec.dim_out)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from halocast.simulator.whatif.evaluation import BINDS, MISSES_BUDGET, MISSES_DEADLINE, MISSES_MEMORY, binding
+from halocast.simulator.whatif.evaluation import MISSES_BUDGET, MISSES_DEADLINE, MISSES_MEMORY, shares_of
 from halocast.simulator.whatif.folder import Answers, Knee, Sentence, Swing, Upgrade
 from halocast.simulator.whatif.grid import Grid
 from halocast.simulator.whatif.points import Point
@@ -20,6 +20,8 @@ HALF = 0.5
 SHOWN_SERIES = 3
 """Series that the sentence names."""
 SHOWN_REASONS = 4
+LEAST_SHARE = 0.005
+"""Of an epoch, to be named."""
 LINKS = ("network", "inside")
 """Inputs that an upgrade changes; `link` stands beside `network`."""
 
@@ -215,12 +217,8 @@ class Questions:
         if recommended is None:
             return Sentence(question=question, answer="Nothing meets every filter: nothing is recommended.", scenarios=())
         row = self._row(recommended)
-        word, share = binding(row)
-        rest = ", ".join(
-            f"{name} {100 * row[column] / row['epoch_seconds']:.0f} %"
-            for column, name in BINDS.items()
-            if name != word and row[column] >= 0.005 * row["epoch_seconds"]
-        )
+        (word, share), *others = shares_of(row)
+        rest = ", ".join(f"{name} {100 * part:.0f} %" for name, part in others if part >= LEAST_SHARE)
         text = f"{word.capitalize()}: {100 * share:.0f} % of an epoch of {row['name']}" + (f" ({rest})." if rest else ".")
         return Sentence(question=question, answer=text, scenarios=(recommended,))
 
@@ -237,8 +235,8 @@ class Questions:
 
     # -- rows ---------------------------------------------------------------------------------------------------
 
-    def _row(self, scenario: int) -> pd.Series[Any]:
-        return self.table.loc[scenario]
+    def _row(self, scenario: int) -> dict[str, Any]:
+        return {str(name): value for name, value in self.table.loc[scenario].items()}
 
     def _said(self, scenario: int | None) -> str:
         """Name, time and cost with their intervals."""

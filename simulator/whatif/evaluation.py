@@ -21,6 +21,9 @@ from halocast.simulator.whatif.points import PartKey, Point, resolve
 from halocast.simulator.whatif.structure import Structure
 from halocast.traces.workload import LayerSpec, PartStatistics, Workload
 
+MISSES_MEMORY, MISSES_DEADLINE = "may need more memory than there is", "misses the deadline"
+MISSES_BUDGET = "is over the budget"
+SECONDS_AN_HOUR = 3600.0
 KEPT_STRUCTURES = 32
 """Programs that are kept for the next scenario that shares them."""
 KEPT_FORECASTS = 4096
@@ -301,10 +304,11 @@ class Evaluator:
 
     def _outputs(self, point: Point, epoch: Epoch, change: Change) -> dict[str, Any]:
         epochs = self.grid.epochs * change.epochs
-        training = {
-            name: epochs * value for name, value in (("seconds", epoch.seconds), ("low", epoch.low), ("high", epoch.high))
-        }
+        seconds, low, high = (epochs * each for each in (epoch.seconds, epoch.low, epoch.high))
         hourly = self.hourly(point, change)
+        cost, cost_low, cost_high = (
+            None if hourly is None else hourly * each / SECONDS_AN_HOUR for each in (seconds, low, high)
+        )
         outputs: dict[str, Any] = {
             "epoch_seconds": epoch.seconds,
             "low": epoch.low,
@@ -315,12 +319,12 @@ class Evaluator:
             "peak_bytes": epoch.peak_bytes,
             "peak_high": epoch.peak_high,
             "memory_bytes": self.memory_of(point),
-            "training_seconds": training["seconds"],
-            "training_low": training["low"],
-            "training_high": training["high"],
-            "cost": None if hourly is None else hourly * training["seconds"] / 3600.0,
-            "cost_low": None if hourly is None else hourly * training["low"] / 3600.0,
-            "cost_high": None if hourly is None else hourly * training["high"] / 3600.0,
+            "training_seconds": seconds,
+            "training_low": low,
+            "training_high": high,
+            "cost": cost,
+            "cost_low": cost_low,
+            "cost_high": cost_high,
             "binds": max(BINDS.items(), key=lambda each: epoch.breakdown[each[0]])[1],
             "extrapolated": list(epoch.extrapolated),
         }
@@ -351,15 +355,7 @@ class Evaluator:
         return missed
 
 
-MISSES_MEMORY, MISSES_DEADLINE, MISSES_BUDGET = (
-    "may need more memory than there is",
-    "misses the deadline",
-    "is over the budget",
-)
-
-
-def binding(row: Mapping[str, Any]) -> tuple[str, float]:
-    """What a row's epoch is bound by, and its share of the epoch."""
-    column = next(name for name, word in BINDS.items() if word == row["binds"])
-    total = math.fsum(row[name] for name in BINDS)
-    return row["binds"], row[column] / total if total else 0.0
+def shares_of(row: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """What a row's epoch goes into, and how much of it, the largest first."""
+    total = math.fsum(row[column] for column in BINDS) or 1.0
+    return sorted(((word, row[column] / total) for column, word in BINDS.items()), key=lambda each: -each[1])

@@ -277,7 +277,7 @@ def _read_prices(table: Mapping[str, Any], catalogue: Catalogue, devices: Sequen
 
 
 def _amounts(value: object, where: str) -> tuple[float, ...]:
-    values = value if isinstance(value, list) else [value]
+    values: list[Any] = value if isinstance(value, list) else [value]
     for each in values:
         if isinstance(each, bool) or not isinstance(each, int | float) or not 0.0 <= each < math.inf:
             raise MisuseError(f"{where} = {each!r}: allowed are amounts from 0 on, an hour")

@@ -17,7 +17,7 @@ from halocast.simulator.forecast import Scenario, bytes_of
 from halocast.simulator.lockstep import Lockstep, runs
 from halocast.simulator.memory import memory_terms, peaks_of
 from halocast.simulator.pricing import OperationTable
-from halocast.traces.operations import Exchange
+from halocast.traces.operations import Exchange, Operation, Program
 
 Floats = npt.NDArray[np.float64]
 
@@ -30,11 +30,18 @@ class Structure:
     """Any of those that share them."""
     work: Sequence[RankWork]
     """By rank, without prices."""
+    walked: Sequence[Sequence[Operation]]
+    """By rank: all operations, those that only keep and free buffers too."""
 
     @classmethod
     def of(cls, scenario: Scenario) -> Structure:
         method = METHODS[scenario.method]
-        return cls(scenario, [lower(method.epoch(view), lambda operation: 0.0) for view in scenario.views()])
+        walked: list[list[Operation]] = [[] for _ in range(scenario.ranks)]
+        work = [
+            lower(_recorded(method.epoch(view), own), lambda operation: 0.0)
+            for view, own in zip(scenario.views(), walked, strict=True)
+        ]
+        return cls(scenario, work, walked)
 
     @cached_property
     def table(self) -> OperationTable:
@@ -52,7 +59,8 @@ class Structure:
     @cached_property
     def memory(self) -> Floats:
         """[ranks, terms] what each rank's peak is a sum of."""
-        return np.array([memory_terms(view, self.scenario.method) for view in self.scenario.views()])
+        views, method = self.scenario.views(), self.scenario.method
+        return np.array([memory_terms(view, method, own) for view, own in zip(views, self.walked, strict=True)])
 
     def price(self, costs: Costs) -> tuple[Floats, tuple[str, ...]]:
         """[operations] seconds alone on a device, and why any is extrapolated. Raises UncalibratedError."""
@@ -63,13 +71,25 @@ class Structure:
         return round(float(peaks_of(costs, self.memory).max()))
 
     def simulate(self, seconds: Floats, machine: Machine, *, message_scale: float = 1.0) -> Simulation:
-        """An epoch whose operations take `seconds` alone, with messages `message_scale` times as long, by the engine that suits."""
+        """An epoch whose operations take `seconds` alone, and messages `message_scale` times their bytes, by what suits."""
         if runs(machine):
             sizes = None if message_scale == 1.0 else self.programs.messages.bytes * message_scale
             return self.programs.exchanged(seconds=seconds, sizes=sizes).simulate(machine)
         ends = np.cumsum([len(work.operations) for work in self.work])[:-1]
         priced = [replace(work, seconds=own) for work, own in zip(self.work, np.split(seconds, ends), strict=True)]
         return engine.simulate(priced if message_scale == 1.0 else [_resized(work, message_scale) for work in priced], machine)
+
+
+def _recorded(program: Program, walked: list[Operation]) -> Program:
+    """The same program, its operations noted down as they come."""
+    value = None
+    while True:
+        try:
+            operation = program.send(value)
+        except StopIteration:
+            return
+        walked.append(operation)
+        value = yield operation
 
 
 def _resized(work: RankWork, scale: float) -> RankWork:

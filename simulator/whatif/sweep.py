@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import groupby
 from typing import Any
@@ -22,9 +22,11 @@ from halocast.simulator.whatif.points import PartKey, Point
 from halocast.traces.workload import LayerSpec
 
 BACKENDS = ("loky", "threading", "dask", "ray")
+DISTRIBUTED = {"dask": "distributed", "ray": "ray"}
+"""The package of those that reach other machines."""
 FLUSH_SECONDS = 3.0
 """Rows are written when so many seconds have passed: what a killed sweep loses, with what is under way."""
-TASK_SECONDS = 2.0
+TASK_SECONDS = 4.0
 """About how long a task should take, so that answers come steadily and starting one costs little."""
 SECONDS_BETWEEN_REPORTS = 2.0
 Row = dict[str, Any]
@@ -81,14 +83,17 @@ def plan_tasks(scenarios: Iterable[tuple[int, Point]], *, by_events: Callable[[P
 
     `by_events`: whether ranks share cores there, which takes the slower engine.
     """
-    ordered = sorted(scenarios, key=lambda each: (-each[1].ranks, str(each[1].structure)))
+    ordered = sorted(scenarios, key=lambda each: (-each[1].ranks, str(each[1].structure), str(_epoch_of(each[1]))))
     tasks: list[Task] = []
     held: list[tuple[int, Point]] = []
     weight = 0.0
     for _, group in groupby(ordered, key=lambda each: each[1].structure):
         fresh = True
+        epochs: set[Point] = set()
         for number, point in group:
-            weight += seconds_of(point, fresh=fresh, by_events=by_events(point))
+            if (epoch := _epoch_of(point)) not in epochs:
+                weight += seconds_of(point, fresh=fresh, by_events=by_events(point))
+            epochs.add(epoch)
             held.append((number, point))
             fresh = False
             if weight >= TASK_SECONDS:
@@ -97,6 +102,11 @@ def plan_tasks(scenarios: Iterable[tuple[int, Point]], *, by_events: Callable[[P
     if held:
         tasks.append(Task(tuple(held), weight))
     return sorted(tasks, key=lambda task: -task.weight)
+
+
+def _epoch_of(point: Point) -> Point:
+    """What is simulated: one epoch for all prices."""
+    return replace(point, price_per_hour=None)
 
 
 def seconds_of(point: Point, *, fresh: bool, by_events: bool) -> float:
@@ -170,6 +180,17 @@ def handed_for(handed: Handed, task: Task) -> Handed:
     return Handed(handed.subject, handed.specs, {key: handed.partitions[key] for key in keys if key in handed.partitions})
 
 
+def check_backend(backend: str, address: str | None) -> None:
+    """Raises MisuseError for one that is unknown or not installed, and for a cluster where there can be none."""
+    if backend not in BACKENDS:
+        raise MisuseError(f"--backend {backend} is unknown{nearest(backend, BACKENDS)}")
+    package = DISTRIBUTED.get(backend)
+    if package is not None and find_spec(package) is None:
+        raise MisuseError(f"--backend {backend} needs {backend}: pip install 'halocast[{backend}]'")
+    if package is None and address is not None:
+        raise MisuseError(f"--cluster {address} needs --backend dask or ray: {backend} stays on this machine")
+
+
 Run = Callable[[Iterable[Any]], Iterable[Any]]
 
 
@@ -178,10 +199,7 @@ def side_by_side(backend: str, jobs: int, address: str | None) -> Iterator[Run]:
     """Something that runs joblib's delayed calls on `jobs` processes (or threads), and gives answers as they come.
 
     dask and ray: on the cluster at `address`, or on one of `jobs` workers made here for the while. Every worker has one thread.
-    Raises MisuseError for an unknown backend, and one that is not installed.
     """
-    if backend not in BACKENDS:
-        raise MisuseError(f"--backend {backend} is unknown{nearest(backend, BACKENDS)}")
     with ExitStack() as stack:
         if backend == "dask":
             stack.enter_context(_dask(jobs, address))
@@ -193,19 +211,15 @@ def side_by_side(backend: str, jobs: int, address: str | None) -> Iterator[Run]:
 
 
 def _dask(jobs: int, address: str | None) -> AbstractContextManager[Any]:
-    if find_spec("distributed") is None:
-        raise MisuseError("--backend dask needs dask: pip install 'halocast[dask]'")
-    from distributed import Client
+    import distributed
 
     if address is not None:
-        return Client(address)
-    return Client(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
+        return distributed.Client(address)
+    return distributed.Client(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
 
 
 @contextmanager
 def _ray(jobs: int, address: str | None) -> Iterator[None]:
-    if find_spec("ray") is None:
-        raise MisuseError("--backend ray needs ray: pip install 'halocast[ray]'")
     import ray
     from ray.util.joblib import register_ray
 

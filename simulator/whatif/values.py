@@ -14,36 +14,38 @@ Number = int | float
 LARGEST = 2**53
 """Beyond it, whole numbers are not told apart everywhere."""
 RANGE = re.compile(r"^\s*x?([^\s.]+(?:\.\d+)?)\s*\.\.\s*x?(\S+?)(?:\s+([x+])\s*(\S+))?\s*$")
-TIME = re.compile(r"^\s*([\d.]+)\s*(s|sec|min|h|d)\s*$")
-SIZE = re.compile(r"^\s*([\d.]+)\s*(B|kB|MB|GB|TB)\s*$")
-SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+AMOUNT = r"^\s*(\d+(?:\.\d*)?(?:e\+?\d+)?)\s*"
+TIME = re.compile(AMOUNT + r"(ms|s|sec|min|h|d|)\s*$")
+SIZE = re.compile(AMOUNT + r"(B|kB|MB|GB|TB|)\s*$")
+SECONDS = {"": 1.0, "ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+BYTES = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 RANGE_KEYS = ("from", "to", "step", "factor")
 
 
 @dataclass(frozen=True)
 class Steps(Sequence[Number]):
-    """`count` numbers, each `step` more than the last: a range that is never written out."""
+    """`length` numbers, each `step` more than the last: a range that is never written out."""
 
     start: Number
     step: Number
-    count: int
+    length: int
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return tuple(self[each] for each in range(*index.indices(self.count)))
-        if not -self.count <= index < self.count:
+            return tuple(self[each] for each in range(*index.indices(self.length)))
+        if not -self.length <= index < self.length:
             raise IndexError(index)
-        return self.start + self.step * (index % self.count)
+        return self.start + self.step * (index % self.length)
 
 
-def read_values(
-    value: object, read: Callable[[object], Any], where: str, *, number: Callable[[object], Number] | None
-) -> Sequence[Any]:
-    """All values that `value` stands for, each as `read` makes it out; ranges where the key is a `number`.
+Read = Callable[[object], Any]
+
+
+def read_values(value: object, read: Read, where: str, *, number: Read | None) -> Sequence[Any]:
+    """All values that `value` stands for, each as `read` makes it out; where the key is a `number` it may be a range.
 
     Raises MisuseError, beginning with `where`, for an empty list, a range that goes nowhere, and what `read` refuses.
     """
@@ -86,13 +88,11 @@ def _range_of_table(value: dict[str, object], where: str) -> tuple[object, objec
 
 def _steps(first: Number, last: Number, kind: str, step: Number | None, where: str) -> Sequence[Number]:
     step = 1 if step is None else step
-    least = 1 if kind == "x" else 0
+    least, allowed = (1, "a factor above 1") if kind == "x" else (0, "a step above 0")
     if last < first:
         raise MisuseError(f"{where}: the range goes down from {first:g} to {last:g}; write it upwards, or as a list")
     if not step > least:
-        raise MisuseError(
-            f"{where}: a range by {kind}{step:g} never ends; allowed: {'a factor above 1' if least else 'a step above 0'}"
-        )
+        raise MisuseError(f"{where}: a range by {kind}{step:g} never ends; allowed: {allowed}")
     if kind == "+":
         count = int((last - first) / step * (1 + 1e-12)) + 1
         return Steps(first, step, count)
@@ -107,11 +107,11 @@ def _steps(first: Number, last: Number, kind: str, step: Number | None, where: s
 def _number(value: object, where: str) -> Number:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
+    text = str(value).strip()
     try:
-        number = float(str(value))
+        return int(text) if text.lstrip("+-").isdigit() else float(text)
     except ValueError as error:
         raise MisuseError(f"{where}: '{value}' is no number") from error
-    return int(number) if number.is_integer() and "." not in str(value) else number
 
 
 def whole(where: str, least: int) -> Callable[[object], int]:
@@ -162,14 +162,8 @@ def read_bytes(value: object, where: str) -> int:
 
 
 def _amount(value: object, where: str, pattern: re.Pattern[str], units: dict[str, Any], allowed: str) -> float:
-    number: float | None = None
-    match = pattern.match(value) if isinstance(value, str) else None
-    if match is not None:
-        number = float(match[1]) * units[match[2]] if match[1].count(".") <= 1 and match[1] != "." else None
-    elif (isinstance(value, int | float) and not isinstance(value, bool)) or (
-        isinstance(value, str) and re.fullmatch(r"\s*[\d.]*\d\s*", value) and value.count(".") <= 1
-    ):
-        number = float(value)
-    if number is None or not 0.0 < number < math.inf:
+    match = pattern.match(str(value))
+    number = 0.0 if isinstance(value, bool) or match is None else float(match[1]) * float(units[match[2]])
+    if not 0.0 < number < math.inf:
         raise MisuseError(f"{where} = {value!r}: allowed is {allowed}")
     return number

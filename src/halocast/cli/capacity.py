@@ -1,4 +1,4 @@
-"""From a grid's document to what answers it: the graph of its run file, partitioned as asked, without torch and without shards."""
+"""From a grid's document to what answers it: the graph of its run file, partitioned without torch and without shards."""
 
 from __future__ import annotations
 

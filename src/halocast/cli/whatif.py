@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Flag = Annotated[bool, Parameter(negative=())]
 DEFAULT_MOST = 100_000
+FILES = ("whatif", "scenarios", "answers")
 
 
 def whatif(
@@ -68,11 +69,13 @@ def whatif(
     from halocast.simulator.whatif.folder import read_whatif
     from halocast.simulator.whatif.grid import read_document
     from halocast.simulator.whatif.run import Sweeping, open_folder, run_sweep
+    from halocast.simulator.whatif.sweep import check_backend
 
     console = Console(as_json=json)
     for name, value, least in (("--sample", sample, 1), ("--jobs", jobs, 0), ("--most", most, 1)):
         if value is not None and value < least:
             raise MisuseError(f"{name} {value} is out of range; allowed: {least} or more")
+    check_backend(backend, cluster)
     asked, names, source = open_grid(read_document(grid), str(grid))
     if sample is None:
         asked.refuse_many(most, str(grid))

@@ -1,0 +1,360 @@
+"""``halocast whatif``: a folder, its answers, going on after an interruption, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from tests.unit.simulator.whatif.grids import RUN_FILE
+
+from halocast.cli import run
+from halocast.cli.console import SweepProgress
+from halocast.errors import MisuseError
+from halocast.simulator.costs import Costs
+from halocast.simulator.whatif import Evaluator, WhatIf, read_whatif
+from halocast.simulator.whatif.table import COLUMNS
+
+GRID = f"""
+data = "{RUN_FILE}"
+epochs = 1000
+
+[cluster]
+ranks = [1, 2, 3, 4, 20000]
+device = ["A100", "H100"]
+network = ["1gbit", "ethernet-10g"]
+transport = "nccl"
+
+[training]
+method = ["full", "adaqp"]
+bits = [2, 8]
+
+[prices]
+currency = "EUR"
+A100 = 2.0
+H100 = 4.5
+
+[filters]
+deadline = "4.5s"
+budget = 0.01
+"""
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("grid") / "grid.toml"
+    path.write_text(GRID)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(grid: Path, movable_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whatif") / "out"
+    assert run(["whatif", str(grid), "--costs", str(movable_file), "--out", str(out), "--jobs", "1"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def result(folder: Path) -> WhatIf:
+    return read_whatif(folder)
+
+
+def command(grid: Path, costs: Path, out: Path, *more: str) -> list[str]:
+    return ["whatif", str(grid), "--costs", str(costs), "--out", str(out), "--jobs", "1", *more]
+
+
+def test_every_combination_has_a_row(result: WhatIf) -> None:
+    table = result.table
+    assert len(table) == 5 * 2 * 2 * 3 == result.manifest.scenarios
+    assert table["scenario"].tolist() == list(range(60))
+    assert list(table.columns) == COLUMNS.names
+    assert table["name"].is_unique
+    assert "4 x H100, ethernet-10g, adaqp 2 bits" in set(table["name"])
+    manifest = result.manifest
+    assert [axis.name for axis in manifest.axes] == ["ranks", "device", "network", "method", "bits"]
+    assert manifest.fixed["partition"] == "metis/cut"
+    assert (manifest.currency, manifest.deadline_seconds, manifest.budget, manifest.epochs) == ("EUR", 4.5, 0.01, 1000)
+    assert {name: price.value for name, price in manifest.prices.items()} == {"A100": 2.0, "H100": 4.5}
+    assert manifest.graph.nodes == 12_000
+
+
+def test_rows_are_the_evaluators(result: WhatIf, movable: Costs, evaluator: Callable[..., Evaluator]) -> None:
+    import tomllib
+
+    document = tomllib.loads(GRID)
+    alone = evaluator(**{name: document[name] for name in ("cluster", "training", "prices", "filters")}, epochs=1000)
+    for scenario in (7, 20, 41):
+        row = result.table.iloc[scenario]
+        point = {name: row[name] for name in ("ranks", "device", "network", "method")}
+        expected = alone.row(point | ({"bits": row["bits"]} if row["bits"] else {}))
+        for name in ("name", "epoch_seconds", "low", "high", "cost", "training_seconds", "binds", "reason", "peak_bytes"):
+            assert row[name] == expected[name], name
+        assert list(row["extrapolated"]) == expected["extrapolated"]
+
+
+def test_impossible_rows_say_why_and_have_no_forecast(result: WhatIf) -> None:
+    bad = result.table[result.table["ranks"] == 20_000]
+    assert set(bad["reason"]) == {"20000 ranks for 12000 nodes"}
+    assert bad[["epoch_seconds", "cost", "efficiency", "peak_bytes"]].isna().all().all()
+    assert not bad["feasible"].any()
+
+
+def test_parts_add_up_to_the_epoch(result: WhatIf, movable: Costs) -> None:
+    known = result.table.dropna(subset=["epoch_seconds"])
+    parts = known[["compute", "quantise", "exchange_exposed", "all_reduce_exposed", "posting_messages", "wait"]]
+    # an epoch is as rank 0 measures it; all others wait for what rank 0 does between two of them
+    between = (parts.sum(axis=1) - known["epoch_seconds"]) / movable.host.first_rank_seconds
+    assert (between > -0.01).all()
+    assert (between < 1.01).all()
+    words = {
+        "exchange_exposed": "exchange",
+        "all_reduce_exposed": "all-reduce",
+        "posting_messages": "posting",
+        "wait": "waiting",
+    }
+    assert known["binds"].tolist() == [words.get(name, name) for name in parts.idxmax(axis=1)]
+
+
+def test_efficiency_is_of_the_series(result: WhatIf) -> None:
+    known = result.table.dropna(subset=["epoch_seconds"])
+    for _, series in known.groupby(["device", "network", "method", "bits"]):
+        base = series[series["ranks"] == 1].iloc[0]
+        expected = base["epoch_seconds"] / series["epoch_seconds"] / series["ranks"]
+        assert np.allclose(series["efficiency"], expected)
+
+
+def test_answers_are_what_a_search_of_the_table_finds(result: WhatIf) -> None:
+    assert result.answers is not None
+    known = result.table.dropna(subset=["epoch_seconds"])
+    said = [each.scenarios for each in result.answers.sentences]
+    in_time, affordable = known[known["training_seconds"] <= 4.5], known[known["cost"] <= 0.01]
+    assert 0 < len(in_time) < len(known)
+    assert said[0] == (in_time.sort_values("cost")["scenario"].iloc[0],)
+    assert said[1] == (affordable.sort_values("training_seconds")["scenario"].iloc[0],)
+    both = in_time[in_time["cost"] <= 0.01]
+    assert result.answers.recommended == both.sort_values("cost")["scenario"].iloc[0]
+    infeasible = int((~result.table["feasible"]).sum())
+    assert result.answers.sentences[5].answer.startswith(f"{infeasible} of 60.")
+    assert "20000 ranks for 12000 nodes: 12" in result.answers.sentences[5].answer
+
+
+def test_knees_are_the_first_ranks_below_half(result: WhatIf) -> None:
+    assert result.answers is not None
+    known = result.table.dropna(subset=["epoch_seconds"])
+    expected = {}
+    for _, series in known.groupby(["device", "network", "method", "bits"]):
+        below = series[series["efficiency"] < 0.5].sort_values("ranks")
+        if len(below):
+            expected[tuple(series.sort_values("ranks")["scenario"])] = int(below["ranks"].iloc[0])
+    assert {each.scenarios: each.ranks for each in result.answers.knees} == expected
+    assert expected
+
+
+def test_upgrades_differ_in_the_link_alone(result: WhatIf) -> None:
+    assert result.answers is not None
+    table, recommended = result.table, result.answers.recommended
+    assert recommended is not None
+    base = table.loc[recommended]
+    same = ["ranks", "device", "method", "bits"]
+    others = table[(table[same] == base[same]).all(axis=1) & (table["network"] != base["network"])]
+    assert [each.scenario for each in result.answers.upgrades] == others.sort_values("training_seconds")["scenario"].tolist()
+    (upgrade,) = result.answers.upgrades
+    assert (upgrade.seconds_from, upgrade.seconds_to) == (base["training_seconds"], others["training_seconds"].iloc[0])
+
+
+def test_the_tornado_is_simulated(result: WhatIf) -> None:
+    assert result.answers is not None
+    row = result.table.loc[result.answers.recommended]
+    bars = {bar.input: bar for bar in result.answers.tornado}
+    assert bars["epochs"].seconds_low == pytest.approx(0.8 * row["training_seconds"])
+    assert bars["epochs"].cost_high == pytest.approx(1.2 * row["cost"])
+    assert (bars["epochs"].low, bars["epochs"].high) == ("800 epochs", "1200 epochs")
+    price = bars["price"]
+    assert (price.seconds_low, price.seconds_high) == (row["training_seconds"],) * 2
+    assert price.cost_high == pytest.approx(1.2 * row["cost"])
+    assert bars["compute_speed"].seconds_low > row["training_seconds"] > bars["compute_speed"].seconds_high
+    swings = [abs(bar.seconds_high - bar.seconds_low) for bar in result.answers.tornado]
+    assert swings == sorted(swings, reverse=True)
+
+
+def test_finished_folders_hold_no_parts(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == ["answers.json", "scenarios.parquet", "whatif.json"]
+
+
+def test_one_document_for_scripts(
+    grid: Path, movable_file: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command(grid, movable_file, tmp_path / "out"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["scenarios"], document["without_forecast"]) == (60, 12)
+    assert document["files"]["scenarios"] == str(tmp_path / "out" / "scenarios.parquet")
+    assert document["answers"] == json.loads((folder / "answers.json").read_text())
+
+
+class Interruption:
+    """Progress that is interrupted after some tasks."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+        self.left = after
+        advance = SweepProgress.advance
+
+        def interrupted(progress: SweepProgress, scenarios: int, weight: float) -> None:
+            advance(progress, scenarios, weight)
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(SweepProgress, "advance", interrupted)
+        monkeypatch.setattr("halocast.simulator.whatif.sweep.TASK_SECONDS", 1e-6)  # a scenario a task
+
+
+def test_interrupted_and_gone_on_with(
+    grid: Path, movable_file: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        Interruption(monkeypatch, after=9)
+        assert run(command(grid, movable_file, out)) == 130
+    assert f"--out {out} --resume" in capsys.readouterr().err
+    so_far = read_whatif(out)
+    assert (so_far.manifest.finished, so_far.answers, len(so_far.table)) == (False, None, 9)
+    stamps = [path.stat().st_mtime_ns for path in sorted((out / "parts").iterdir())]
+    assert run(command(grid, movable_file, out)) == 2  # not without being asked to
+    assert [path.stat().st_mtime_ns for path in sorted((out / "parts").iterdir())] == stamps
+    assert run(command(grid, movable_file, out, "--resume")) == 0
+    assert pq.read_table(out / "scenarios.parquet").equals(pq.read_table(folder / "scenarios.parquet"))
+    assert (out / "answers.json").read_text() == (folder / "answers.json").read_text()
+
+
+def test_going_on_with_a_finished_folder_repeats_its_answers(
+    grid: Path, movable_file: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stamp = (folder / "scenarios.parquet").stat().st_mtime_ns
+    assert run(command(grid, movable_file, folder, "--resume")) == 0
+    assert "nothing to go on with" in capsys.readouterr().err
+    assert (folder / "scenarios.parquet").stat().st_mtime_ns == stamp
+
+
+def test_what_is_not_the_same_is_not_gone_on_with(
+    grid: Path, movable: Costs, movable_file: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other_grid, other_costs = tmp_path / "other.toml", tmp_path / "other.json"
+    other_grid.write_text(GRID.replace("[2, 8]", "[2, 4]"))
+    movable.model_copy(update={"noise": 0.5}).save(other_costs)
+    for changed, message in (
+        (command(other_grid, movable_file, folder, "--resume"), "holds a sweep of another grid"),
+        (command(grid, other_costs, folder, "--resume"), "holds a sweep of other costs"),
+        (command(grid, movable_file, folder, "--resume", "--sample", "9"), "holds a sweep of another sample"),
+        (command(grid, movable_file, folder), "--resume, or overwrite it with --force"),
+        (command(grid, movable_file, tmp_path, "--force"), "is no what-if folder: --force does not remove it"),
+        (command(grid, movable_file, tmp_path / "none", "--resume"), "is no what-if folder"),
+    ):
+        assert run(changed) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_sample_is_rows_of_the_whole(grid: Path, movable_file: Path, result: WhatIf, tmp_path: Path) -> None:
+    assert run(command(grid, movable_file, tmp_path / "out", "--sample", "20", "--seed", "4")) == 0
+    some = read_whatif(tmp_path / "out").table
+    whole = result.table.set_index("name")
+    assert 10 <= len(some) <= 20  # combinations without sense are told once
+    assert some["epoch_seconds"].to_numpy() == pytest.approx(whole.loc[some["name"], "epoch_seconds"].to_numpy(), nan_ok=True)
+
+
+@pytest.mark.parametrize("backend", ["threading", "loky", "dask"])
+def test_backends_agree(backend: str, grid: Path, movable_file: Path, folder: Path, tmp_path: Path) -> None:
+    if backend == "dask":
+        pytest.importorskip("distributed")
+    arguments = ["whatif", str(grid), "--costs", str(movable_file), "--out", str(tmp_path / "out"), "--jobs", "2"]
+    assert run([*arguments, "--backend", backend]) == 0
+    assert pq.read_table(tmp_path / "out" / "scenarios.parquet").equals(pq.read_table(folder / "scenarios.parquet"))
+
+
+def test_nothing_meets_a_filter(grid: Path, movable_file: Path, tmp_path: Path) -> None:
+    strict = tmp_path / "strict.toml"
+    strict.write_text(GRID.replace('deadline = "4.5s"', 'memory = "1kB"\ndeadline = "1ms"'))
+    assert run(command(strict, movable_file, tmp_path / "out")) == 0
+    found = read_whatif(tmp_path / "out")
+    assert found.answers is not None
+    assert found.answers.recommended is None
+    assert not found.table["feasible"].any()
+    assert not found.table["on_front"].any()
+    assert found.answers.sentences[0].answer.startswith("None.")
+    assert "may need more memory than there is: 48" in found.answers.sentences[5].answer
+
+
+def test_without_prices_ranks_stand_for_cost(movable_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = tmp_path / "plain.toml"
+    plain.write_text(f'data = "{RUN_FILE}"\nepochs = 10\n[cluster]\nranks = [1, 2, 4]\ndevice = "A100"\nnetwork = "1gbit"\n')
+    assert run(command(plain, movable_file, tmp_path / "out")) == 0
+    assert capsys.readouterr().out.count("no prices were given") == 1
+    found = read_whatif(tmp_path / "out")
+    assert found.table["cost"].isna().all()
+    assert (found.manifest.currency, found.manifest.prices) == (None, {})
+    order = found.table.sort_values("training_seconds")
+    assert order["on_front"].tolist() == (order["ranks"] < order["ranks"].cummin().shift(fill_value=99)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        ('data = "debian"\nepochs = 1\n[cluster]\nranks = "1..1000000000"\n', [], "asks for 1,000,000,000 scenarios"),
+        ('data = "debain"\n', [], "debain"),
+        ("data = \n", [], "is not valid TOML"),
+        ("[cluster]\nranks = 2\n", [], "key 'data' is missing"),
+        (GRID, ["--backend", "daks"], "--backend daks is unknown; did you mean 'dask'?"),
+        (GRID, ["--cluster", "tcp://somewhere:8786"], "--cluster tcp://somewhere:8786 needs --backend dask or ray"),
+        (GRID, ["--most", "0"], "--most 0 is out of range; allowed: 1 or more"),
+        (GRID, ["--sample", "0"], "--sample 0 is out of range; allowed: 1 or more"),
+        (GRID, ["--most", "10"], "asks for 80 scenarios"),
+        (GRID, ["--most", "10", "--sample", "20"], "--sample 20 is more than --most 10"),
+    ],
+)
+def test_misuse(
+    text: str, flags: list[str], message: str, movable_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "grid.toml"
+    path.write_text(text)
+    assert run(command(path, movable_file, tmp_path / "out", *flags)) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("halocast: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_costs_of_another_version_are_refused(
+    grid: Path, movable_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps({**json.loads(movable_file.read_text()), "version": 1}))
+    assert run(command(grid, old, tmp_path / "out")) == 2
+    assert "costs of version 1; this halocast reads 2: calibrate again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "whatif.json").unlink(), "is no what-if folder"),
+        (lambda folder: (folder / "whatif.json").write_text("{"), "is not JSON"),
+        (lambda folder: _edit(folder, schema_version=2), "what-if of schema 2; this halocast reads 1"),
+        (lambda folder: _edit(folder, colour="red"), "colour"),
+        (lambda folder: (folder / "scenarios.parquet").write_bytes(b"no"), "make it again with `halocast whatif`"),
+        (lambda folder: (folder / "answers.json").write_text("{}"), "make it again with `halocast whatif`"),
+    ],
+)
+def test_what_is_no_folder_is_refused(damage: Callable[[Path], Any], message: str, folder: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(folder, copied)
+    damage(copied)
+    with pytest.raises(MisuseError, match=message):
+        read_whatif(copied)
+
+
+def _edit(folder: Path, **values: object) -> None:
+    path = folder / "whatif.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))

@@ -1,0 +1,202 @@
+"""A row says what `halocast forecast` says of the same scenario."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.simulator.whatif.grids import RUN_FILE
+
+from halocast.cli import run
+from halocast.errors import MisuseError
+from halocast.simulator.costs import Costs
+from halocast.simulator.pricing import OperationTable
+from halocast.simulator.whatif.change import Change
+from halocast.simulator.whatif.evaluation import Evaluator
+from halocast.simulator.whatif.points import resolve
+from halocast.traces.operations import Wait
+
+H100 = {"device": "H100", "network": "ethernet-100g"}
+ASKED = [
+    ({"ranks": 2}, ["--ranks", "2"]),
+    ({"ranks": 3, "link": "200mbit"}, ["--ranks", "3", "--link", "200mbit"]),
+    ({"ranks": 4, "network": "25gbit"}, ["--ranks", "4", "--network", "25gbit"]),
+    (
+        {"ranks": 4, "devices_per_host": 2, "network": "ethernet-10g", "inside": "pcie-5"},
+        ["--ranks", "4", "--ranks-per-host", "2", "--network", "ethernet-10g", "--inside", "pcie-5"],
+    ),
+    ({"ranks": 4, **H100}, ["--ranks", "4", "--device", "h100", "--network", "ethernet-100g"]),
+    (
+        {"ranks": 4, **H100, "method": "adaqp", "bits": 2, "transport": "nccl"},
+        ["--ranks", "4", "--device", "h100", "--network", "ethernet-100g", "--method", "adaqp", "--bits", "2",
+         "--transport", "nccl"],
+    ),
+    (
+        {"ranks": 8, **H100, "devices_per_host": 2, "inside": "nvlink-4", "hosts_per_switch": 2, "oversubscription": 4.0,
+         "all_reduce": "tree"},
+        ["--ranks", "8", "--device", "h100", "--network", "ethernet-100g", "--ranks-per-host", "2", "--inside", "nvlink-4",
+         "--hosts-per-switch", "2", "--oversubscription", "4", "--all-reduce", "tree"],
+    ),
+    (
+        {"ranks": 4, **H100, "savings": "labelled_gradients_only", "partition": "metis/volume", "hidden": 32, "layers": 2},
+        ["--ranks", "4", "--device", "h100", "--network", "ethernet-100g", "--hidden", "32", "--layers", "2",
+         "--set", "method.exact.labelled_gradients_only=true", "--set", "partition.objective=volume"],
+    ),
+    ({"ranks": 1, **H100}, ["--ranks", "1", "--device", "h100", "--network", "ethernet-100g"]),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def free(evaluator: Callable[..., Evaluator]) -> Evaluator:
+    return evaluator(cluster={"ranks": [1, 2, 3, 4, 8]})
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def forecast_of(
+    arguments: list[str], costs: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    monkeypatch.setenv("HALOCAST_CACHE", str(cache))
+    assert run(["forecast", str(costs), "--data", str(RUN_FILE), *arguments, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)["forecast"]
+    return found
+
+
+@pytest.mark.parametrize(("point", "flags"), ASKED)
+def test_a_row_is_the_forecast(
+    point: dict[str, Any],
+    flags: list[str],
+    free: Evaluator,
+    movable_file: Path,
+    cache: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = forecast_of(flags, movable_file, cache, capsys, monkeypatch)
+    row = free.row(point)
+    for key in ("epoch_seconds", "low", "high", "bytes_per_epoch", "exchange_bytes_per_epoch", "extrapolated"):
+        assert row[key] == (pytest.approx(said[key], rel=1e-12) if isinstance(said[key], float) else said[key]), key
+    for part, seconds in said["breakdown"].items():
+        assert row[part.replace(" ", "_").replace("-", "_")] == pytest.approx(seconds, rel=1e-12)
+    assert row["peak_bytes"] == max(said["peak_bytes"])
+    assert row["peak_high"] == max(said["peak_high"])
+    assert row["training_seconds"] == pytest.approx(100 * said["epoch_seconds"])
+    assert row["feasible"]
+
+
+def test_more_ranks_than_partitions_are_fitted_as_in_a_forecast(
+    evaluator: Callable[..., Evaluator],
+    movable_file: Path,
+    cache: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flags = ["--ranks", "24", "--partitions", "fitted", "--device", "h100", "--network", "ethernet-100g"]
+    said = forecast_of(flags, movable_file, cache, capsys, monkeypatch)
+    row = evaluator(cluster={"ranks": 24, **H100}, partitions="fitted").row({})
+    assert row["epoch_seconds"] == pytest.approx(said["epoch_seconds"], rel=1e-12)
+    assert (row["low"], row["high"]) == pytest.approx((said["low"], said["high"]), rel=1e-12)
+    assert row["extrapolated"] == said["extrapolated"]
+
+
+def test_a_table_of_operations_is_priced_as_each_is_alone(free: Evaluator, movable: Costs) -> None:
+    point = resolve({**{name: values[0] for name, values in free.grid.axes.items()}, "ranks": 4, "method": "adaqp", "bits": 3})
+    for device in ("", "H100"):
+        costs = free._costs(device, "", "")[0]
+        work = free._structure(*point.structure).work[1]
+        seconds, reasons = OperationTable.of(work.operations).price(costs, free.subject.fingerprint, 4)
+        alone = [None if isinstance(each, Wait) else costs.price(each, free.subject.fingerprint, 4) for each in work.operations]
+        assert seconds.tolist() == [0.0 if price is None else price.seconds for price in alone]
+        texts = [text for price in alone if price for text in price.extrapolated.split("; ") if text]
+        assert reasons == tuple(dict.fromkeys(texts))
+
+
+def test_costs_are_of_devices_or_of_shared_hosts(evaluator: Callable[..., Evaluator]) -> None:
+    prices = {"currency": "EUR", "H100": 4.0, "calibrated": 0.5}
+    priced = evaluator(cluster={"ranks": [2, 4], "device": ["calibrated", "H100"], "network": "ethernet-100g"}, prices=prices)
+    row = priced.row({"ranks": 4, "device": "h100"})
+    assert row["cost"] == pytest.approx(row["training_seconds"] / 3600 * 4 * 4.0)
+    assert row["cost_high"] == pytest.approx(row["training_high"] / 3600 * 4 * 4.0)
+    twice = priced.row({"ranks": 4, "device": "h100", "price_per_hour": 8.0})
+    assert twice["cost"] == pytest.approx(2 * row["cost"])
+    host = priced.row({"ranks": 4, "device": "calibrated", "devices_per_host": 2, "inside": "pcie-5"})
+    assert (host["hosts"], host["price_per_hour"]) == (2, 0.5)
+    assert host["cost"] == pytest.approx(host["training_seconds"] / 3600 * 2 * 0.5)
+    assert evaluator(cluster={"ranks": 2}).row({})["cost"] is None
+
+
+def test_filters_say_everything_that_is_missed(evaluator: Callable[..., Evaluator]) -> None:
+    filters = {"memory": "1kB", "deadline": 1e-3, "budget": 1e-9}
+    strict = evaluator(cluster={"ranks": 2}, prices={"currency": "EUR", "default": 1.0}, filters=filters)
+    row = strict.row({})
+    assert not row["feasible"]
+    assert row["reason"] == "may need more memory than there is; misses the deadline; is over the budget"
+    assert row["epoch_seconds"] > 0  # it has a forecast all the same
+    roomy = evaluator(cluster={"ranks": 2}, filters={"memory": "device", "deadline": "1h"})
+    assert roomy.row({})["feasible"]
+
+
+@pytest.mark.parametrize(
+    ("point", "reason"),
+    [
+        ({"ranks": 8, "devices_per_host": 3, **H100, "inside": "pcie-5"}, "8 ranks do not fill hosts of 3"),
+        ({"ranks": 12_001, **H100}, "12001 ranks for 12000 nodes"),
+        ({"ranks": 4, "devices_per_host": 2, **H100}, "2 devices a host need a link inside it"),
+        ({"ranks": 4, "device": "H100"}, "hosts of their own need a network between them"),
+    ],
+)
+def test_what_cannot_be_says_why(free: Evaluator, point: dict[str, Any], reason: str) -> None:
+    row = free.row(point)
+    assert (row["feasible"], row["reason"]) == (False, reason)
+    assert "epoch_seconds" not in row
+
+
+def test_an_operation_that_was_never_calibrated_is_a_reason(free: Evaluator) -> None:
+    row = free.row({"ranks": 2, "savings": "all"})
+    assert row["reason"].startswith("no calibrated cost for ")
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        ({"rank": 4}, "unknown input 'rank'; did you mean 'ranks'?"),
+        ({"device": "h10"}, "unknown 'h10'; did you mean 'h100'?"),
+        ({"bits": 7}, "no width"),
+    ],
+)
+def test_a_misspelt_point_is_refused(free: Evaluator, point: dict[str, Any], message: str) -> None:
+    with pytest.raises(MisuseError) as caught:
+        free.row(point)
+    assert message in str(caught.value)
+
+
+def test_growth_is_assumed_and_widens_the_interval(evaluator: Callable[..., Evaluator]) -> None:
+    grows = evaluator(cluster={"ranks": [4], **H100}, growth={"nodes": ["x1", "x10"], "edges": ["x1", "x10"]})
+    usual, grown = grows.row({}), grows.row({"nodes": 10, "edges": 10})
+    assert (grown["nodes"], grown["edges"]) == (120_000, 10 * usual["edges"])
+    # the same communities at ten times the size: ten times the halo, up to what the fit is off at 4 parts
+    assert grown["exchange_bytes_per_epoch"] == pytest.approx(10 * usual["exchange_bytes_per_epoch"], rel=0.15)
+    assert any("graph grown to 10 x its nodes" in each for each in grown["extrapolated"])
+    assert grown["high"] / grown["epoch_seconds"] > usual["high"] / usual["epoch_seconds"]
+    denser = grows.row({"nodes": 1, "edges": 10})
+    assert usual["exchange_bytes_per_epoch"] < denser["exchange_bytes_per_epoch"] < grown["exchange_bytes_per_epoch"] * 1.2
+
+
+def test_changes_move_what_they_should(free: Evaluator) -> None:
+    inputs = {**{name: values[0] for name, values in free.grid.axes.items()}, "ranks": 4, **H100, "network": "200mbit"}
+    point = resolve(inputs)
+    usual = free.evaluate(point)
+    faster = free.evaluate(point, Change(compute_speed=2.0))
+    assert faster["compute"] == pytest.approx(usual["compute"] / 2, rel=0.05)  # waking up takes as long as before
+    assert free.evaluate(point, Change(link_rate=0.5))["epoch_seconds"] > 1.5 * usual["epoch_seconds"]
+    assert free.evaluate(point, Change(message_bytes=2.0))["epoch_seconds"] > 1.5 * usual["epoch_seconds"]
+    assert free.evaluate(point, Change(gap=0.0))["wait"] < 0.5 * usual["wait"]
+    assert free.evaluate(point, Change(epochs=3.0))["training_seconds"] == pytest.approx(3 * usual["training_seconds"])
+    for change in (Change(latency=100.0), Change(message_costs=100.0)):
+        assert free.evaluate(point, change)["epoch_seconds"] > usual["epoch_seconds"]
