@@ -38,6 +38,8 @@ TALLEST = 2.2
 """Inches of one timeline's lanes; more ranks get thinner ones."""
 MOST_NAMED = 14
 """Ranks whose names fit beside lanes that tall."""
+MOST_TOLD = 2
+"""Curves whose values fit above a panel; of more the legend names them and a table has the values."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,8 @@ def draw_curves_legend(figure: FigureBase, curves: Sequence[Curve]) -> None:
 
 def last_values(curves: Sequence[Curve], column: str, form: str) -> str:
     """``plain 0.4213, plan 0.4220 at the end``."""
+    if len(curves) > MOST_TOLD:
+        return ""
     known = [(curve.name, curve.metrics[column].dropna()) for curve in curves]
     values = [f"{name} {format(float(column.iloc[-1]), form)}" for name, column in known if len(column)]
     return f"{', '.join(values)} at the end" if values else ""
@@ -180,8 +184,8 @@ def last_values(curves: Sequence[Curve], column: str, form: str) -> str:
 
 def best_values(curves: Sequence[Curve]) -> str:
     """``best: plain 0.6130 after 61.0 s, plan 0.6123 after 25.2 s``."""
-    values = []
-    for curve in curves:
+    values: list[str] = []
+    for curve in curves if len(curves) <= MOST_TOLD else ():
         known = curve.metrics["val"].to_numpy(dtype=np.float64)
         if np.isfinite(known).any():
             best = int(np.nanargmax(known))
@@ -191,5 +195,7 @@ def best_values(curves: Sequence[Curve]) -> str:
 
 def clock_words(curves: Sequence[Curve]) -> str:
     """``done: plain 61.0 s, plan 25.2 s``."""
+    if len(curves) > MOST_TOLD:
+        return ""
     values = [f"{curve.name} {three_digits(float(curve.seconds[-1]))} s" for curve in curves if len(curve.seconds)]
     return f"done: {', '.join(values)}" if values else ""

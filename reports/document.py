@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 Value = float | int | str | None
 """A cell as data: SI units (seconds, bytes); None where there is nothing to say."""
-Form = Literal["text", "count", "number", "seconds", "bytes", "ratio", "percent", "change", "money", "bits"]
+Form = Literal["text", "count", "number", "seconds", "bytes", "ratio", "percent", "change", "money", "bits", "prefixed"]
 """How a value is written for people; see `halocast.reports.words.written`."""
 IDENTITY = re.compile(r"[a-z][a-z0-9-]*")
 
@@ -108,6 +108,8 @@ class Table:
     """Rows that stand out."""
     currency: str = ""
     """Of columns of the form money."""
+    folded: bool = False
+    """Whether it opens only when asked for: what stands behind a figure."""
     main: bool = False
     """Whether this is the table that ``--format csv`` writes to the file itself."""
 
@@ -145,6 +147,9 @@ class Picture:
     marks: Marks | None = None
     rows: str = ""
     """Identity of the table that it draws."""
+    script: str = ""
+    """A script among the templates that brings the figure to life, such as ``gantt.js``; it reads `script_data`."""
+    script_data: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert IDENTITY.fullmatch(self.identity), self.identity

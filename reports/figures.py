@@ -124,22 +124,6 @@ def median_epoch(trace: Trace) -> int:
     return int(durations.sort_values(kind="stable").index[(len(durations) - 1) // 2])
 
 
-def epoch_gantt(trace: Trace, epoch: int | None = None) -> Figure:
-    """One epoch: a compute and a communication lane a rank, spans coloured by operation, waiting hatched.
-
-    `epoch` defaults to the one of median time. Raises MisuseError where the trace has no (such) epoch.
-    """
-    view = view_epoch(trace, epoch)
-    figure = new_figure(gantt_height(view.world_size))
-    draw_gantt(figure.add_subplot(), view)
-    return figure
-
-
-def gantt_height(world_size: int) -> float:
-    """Inches: enough for a lane to show its layers, up to a page; more ranks get thinner lanes."""
-    return min(1.75 + 0.72 * world_size, 9.0)
-
-
 def learning_curves(metrics: pd.DataFrame, *, metric: str = "accuracy") -> Figure:
     """Training loss and the metric on each split, against the epoch.
 
@@ -152,38 +136,11 @@ def learning_curves(metrics: pd.DataFrame, *, metric: str = "accuracy") -> Figur
     return figure
 
 
-def train_figure(trace: Trace, metrics: pd.DataFrame, *, metric: str = "accuracy") -> Figure:
-    """The Gantt chart of the median epoch above the learning curves."""
-    view = view_epoch(trace)
-    heights = [gantt_height(view.world_size), CURVES_HEIGHT]
-    figure = new_figure(sum(heights))
-    top, bottom = figure.subfigures(2, 1, height_ratios=heights, squeeze=False).flat
-    draw_gantt(top.add_subplot(), view)
-    loss_axes, metric_axes = bottom.subplots(1, 2)
-    draw_loss(loss_axes, metrics)
-    draw_metric(metric_axes, metrics, metric)
-    return figure
-
-
 def new_figure(height: float) -> Figure:
     """An empty figure of the common width, with a margin that keeps the last span off the edge."""
     figure = Figure(figsize=(FIGURE_WIDTH, height), facecolor=PAPER)
     figure.set_layout_engine("constrained", h_pad=0.08, w_pad=0.1)
     return figure
-
-
-def draw_gantt(axes: Axes, view: EpochView) -> None:
-    """Draw the lanes of all ranks, with title and legend."""
-    draw_lanes(axes, view, view.milliseconds)
-    median = ", the median" if view.is_median else ""
-    headline(
-        axes,
-        f"Epoch {view.epoch}{median}: {duration(view.milliseconds)}",
-        f"{view.graph} on {view.world_size} rank{'s' * (view.world_size > 1)}; "
-        f"compute above, communication below; {view.waiting:.0%} of the time waiting",
-        pad=15,
-    )
-    draw_legend(axes, view.slices["op"].unique().tolist())
 
 
 def draw_lanes(axes: Axes, view: EpochView, extent: float, *, most_named: int = 24) -> None:

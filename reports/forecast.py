@@ -46,12 +46,12 @@ MOST_SEPARATE = 12
 class ForecastPair:
     """A run, and what `halocast forecast --out` said of it."""
 
-    name: str
     run: TrainRun
     forecast: Mapping[str, Any]
     """``forecast.json``."""
     trace: Trace
     """Of the simulated epoch."""
+    name: str
 
     @property
     def seconds(self) -> float:

@@ -63,6 +63,28 @@ def marks_of(figure: Figure, axes: Axes, x: npt.ArrayLike, y: npt.ArrayLike, tex
     return Marks(x=(across * scale).tolist(), y=(SVG_PIXELS * height - up * scale).tolist(), texts=texts)
 
 
+def boxes_of(
+    figure: Figure,
+    axes: Axes,
+    left: npt.ArrayLike,
+    top: npt.ArrayLike,
+    width: npt.ArrayLike,
+    height: npt.ArrayLike,
+    texts: Sequence[str],
+) -> Marks:
+    """The same for boxes, in data coordinates of axes that run down (as those of bars and matrices do)."""
+    x, y = np.asarray(left, float), np.asarray(top, float)
+    corners = marks_of(figure, axes, x, y, texts)
+    opposite = marks_of(figure, axes, x + np.asarray(width, float), y + np.asarray(height, float), texts)
+    return Marks(
+        x=corners.x,
+        y=corners.y,
+        texts=texts,
+        width=np.subtract(opposite.x, corners.x).tolist(),
+        height=np.subtract(opposite.y, corners.y).tolist(),
+    )
+
+
 def png(figure: Figure) -> bytes:
     """The figure as it stands in a README."""
     picture = io.BytesIO()

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,8 @@ SHOWN_FIRST = 25
 SORTABLE_FROM = 3
 REPEATING = 0.5
 """A column with at most this share of different values is embedded as those, and where each row has which."""
-LONG = 20
-"""Letters of a text that would be folded into a tower in a narrow column."""
+ROOM = ((24, "long"), (12, "some"))
+"""More letters than this in a column of texts need so much room: it would fold them into towers."""
 MOST_MARKDOWN = 50
 """Rows of a table in Markdown."""
 
@@ -54,8 +55,8 @@ class RenderedTable:
     paged: bool
     sortable: bool
     data: Markup
-    long: Sequence[bool]
-    """Columns of texts that need room."""
+    room: Sequence[str]
+    """By column: which of `ROOM` its texts need, or ""."""
 
 
 def render(document: Document, form: str, out: Path) -> dict[Path, bytes]:
@@ -89,7 +90,8 @@ def html(document: Document, *, template: str = "document.html.j2", **more: obje
         tables={each.identity: render_table(each) for each in document.blocks(Table)},
         svgs={each.identity: svg_of(each) for each in pictures},
         marks={each.identity: None if each.marks is None else embedded(marks_document(each.marks)) for each in pictures},
-        script=page_asset("page.js"),
+        script_data={each.identity: embedded(dict(each.script_data)) for each in pictures if each.script},
+        scripts=[page_asset(name) for name in ("page.js", *sorted({each.script for each in pictures if each.script}))],
         **more,
     )
 
@@ -112,8 +114,9 @@ def render_table(table: Table) -> RenderedTable:
     ]
     data = embedded(table_document(table)) if paged else Markup()
     texts = [[row[place] for row in table.rows if isinstance(row[place], str)] for place in range(len(table.columns))]
-    long = [max(map(len, each), default=0) > LONG for each in texts]
-    return RenderedTable(rows, paged, sortable=paged or len(table.rows) >= SORTABLE_FROM, data=data, long=long)
+    longest = [max(map(len, each), default=0) for each in texts]
+    room = [next((name for letters, name in ROOM if each > letters), "") for each in longest]
+    return RenderedTable(rows, paged, sortable=paged or len(table.rows) >= SORTABLE_FROM, data=data, room=room)
 
 
 def render_cell(column: Column, value: Value, currency: str) -> Cell:
@@ -171,7 +174,7 @@ def markdown(document: Document) -> str:
         for block in section.blocks:
             lines += [*markdown_block(block), ""]
     if document.next_command:
-        lines += [f"Next: `{document.next_command}`", ""]
+        lines += [f"Next: {code(document.next_command)}", ""]
     return "\n".join([*lines, plain(document.footer), ""])
 
 
@@ -192,7 +195,7 @@ def markdown_block(block: Block) -> list[str]:
 
 def markdown_table(table: Table) -> list[str]:
     basis = f" ({table.basis})" if table.basis else ""
-    source = f", from `{table.source}`" if table.source else ""
+    source = f", from {code(table.source)}" if table.source else ""
     lines = [
         f"{plain(table.caption)}{basis}{source}",
         "",
@@ -213,6 +216,13 @@ def plain(text: str) -> str:
     for character in "|<>*_`[]":
         flat = flat.replace(character, f"\\{character}")
     return flat
+
+
+def code(text: str) -> str:
+    """Text as a code span: between more backticks than it has itself."""
+    flat = " ".join(text.split())
+    fence = "`" * (max(map(len, re.findall("`+", flat)), default=0) + 1)
+    return f"{fence}{flat}{fence}" if len(fence) == 1 else f"{fence} {flat} {fence}"
 
 
 # -- JSON and CSV -----------------------------------------------------------------------------------------------

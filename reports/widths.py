@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Protocol
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from halocast.reports.figures import INK, INK_ON_COLOUR, MUTED, PAPER, headline, legend_below, style
-from halocast.traces.plan import PlannedExchange
 
 WIDTH_COLOURS: Mapping[int, str] = MappingProxyType(
     {
@@ -34,13 +34,24 @@ Histogram = Mapping[int, int]
 """Messages by width in bits."""
 
 
+class Exchange(Protocol):
+    """What is drawn of an exchange, planned or traced."""
+
+    @property
+    def layer(self) -> int: ...
+    @property
+    def direction(self) -> str: ...
+    @property
+    def histogram(self) -> Histogram: ...
+
+
 def mean_bits(histogram: Histogram) -> float:
     """Of a message, in bits; 0 without messages."""
     messages = sum(histogram.values())
     return sum(bits * count for bits, count in histogram.items()) / messages if messages else 0.0
 
 
-def together(exchanges: Sequence[PlannedExchange]) -> dict[int, int]:
+def together(exchanges: Sequence[Exchange]) -> dict[int, int]:
     """The histogram of all exchanges' messages, by ascending width."""
     total: dict[int, int] = {}
     for exchange in exchanges:
@@ -49,7 +60,7 @@ def together(exchanges: Sequence[PlannedExchange]) -> dict[int, int]:
     return dict(sorted(total.items()))
 
 
-def draw_widths(axes: Axes, exchanges: Sequence[PlannedExchange]) -> None:
+def draw_widths(axes: Axes, exchanges: Sequence[Exchange]) -> None:
     """A bar an exchange, layer 0 on top: shares of its messages by width, and beside it how many there are."""
     style(axes, xlabel="share of the exchange's messages", grid="x")
     everything = together(exchanges)

@@ -33,6 +33,8 @@ def written(value: Value, form: Form, currency: str = "") -> str:
             return money(value, currency)
         case "bits":
             return f"{value:.2f}" if isinstance(value, float) else f"{value}"
+        case "prefixed":
+            return prefixed(value)
         case "count":
             return f"{value:,.0f}"
         case _:
@@ -46,10 +48,21 @@ def compact(value: float) -> str:
     return f"{value:.3g}"
 
 
+def prefixed(value: float) -> str:
+    """Three digits and a decimal prefix, for the unit that the column names: ``1.27 G``."""
+    for prefix in ("", " k", " M", " G", " T"):
+        if abs(value) < 999.5:
+            return f"{three_digits(value)}{prefix}"
+        value /= 1000
+    return f"{three_digits(value)} P"
+
+
 def time_span(seconds: float) -> str:
     """``0.812 ms``, ``1.27 s``, ``12.5 min``, ``3.20 h``, ``4.10 days``."""
     if not math.isfinite(seconds):
         return NOTHING
+    if seconds == 0:
+        return "0 s"
     if seconds < 2 * MINUTE:
         return duration(1e3 * seconds)
     for unit, name, upper in ((MINUTE, "min", 2 * HOUR), (HOUR, "h", 2 * DAY)):

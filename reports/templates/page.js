@@ -75,7 +75,7 @@
     let page = 0;
 
     const tools = element("div", "", { class: "tools" });
-    const search = element("input", "", { type: "search", "aria-label": "filter rows", placeholder: "filter, such as H100 adaqp" });
+    const search = element("input", "", { type: "search", "aria-label": "filter rows", placeholder: "filter rows" });
     const back = element("button", "previous", { type: "button" });
     const forth = element("button", "next", { type: "button" });
     const where = element("span", "", { "aria-live": "polite" });
@@ -130,6 +130,22 @@
     });
     draw();
   });
+
+  // Folded tables open where a link leads to them, and on paper.
+  const unfold = () => {
+    const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const fold = target && target.closest("details");
+    if (fold) fold.open = true;
+    if (target) target.scrollIntoView();
+  };
+  window.addEventListener("hashchange", unfold);
+  if (location.hash) unfold();
+  const closed = [];
+  window.addEventListener("beforeprint", () => {
+    closed.push(...document.querySelectorAll("details:not([open])"));
+    closed.forEach((fold) => { fold.open = true; });
+  });
+  window.addEventListener("afterprint", () => closed.splice(0).forEach((fold) => { fold.open = false; }));
 
   document.querySelectorAll("figure.speaks").forEach((figure) => {
     const marks = JSON.parse(figure.querySelector("script.marks").textContent);

@@ -35,6 +35,7 @@ COMMANDS = {
     "whatif": "Forecast a grid of scenarios: what to rent or buy, how long a training takes there, what it costs.",
     "serve": "Show a what-if as a page whose sliders are answered at once, on this machine.",
     "validate": "Forecast every recorded configuration from the others, and say how wrong that is.",
+    "report": "Write runs, forecasts, what-ifs and validations as a page, Markdown, JSON or CSV.",
     "datasets": "List the graphs that are known by name.",
     "partition": "Cut a graph into parts and store one memory-mapped shard a part.",
     "export": "Write a run's trace for Perfetto, Holistic Trace Analysis or a data frame.",

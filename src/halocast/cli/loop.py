@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from halocast.cli.folders import train_run
+
 if TYPE_CHECKING:
     from halocast.cli.tune import Outcome
     from halocast.reports.pareto import Candidate
@@ -25,8 +27,8 @@ def draw_loop(outcome: Outcome) -> dict[str, str]:
     assert plan.baseline is not None
     write_loop_report(
         LoopRun(
-            plain=train_run(outcome.plain, "plain training, no savings, 32 bits"),
-            planned=train_run(outcome.result, _method_of(outcome)),
+            plain=loop_run(outcome.plain, "plain training, no savings, 32 bits"),
+            planned=loop_run(outcome.result, _method_of(outcome)),
             forecast_trace=read_trace(outcome.forecast_folder / "trace"),
             plan=plan,
             verdict=str(outcome.result["verdict"]),
@@ -50,32 +52,12 @@ def draw_loop(outcome: Outcome) -> dict[str, str]:
     return {"picture": str(picture), "page": str(page)}
 
 
-NAMES = {"sage": "GraphSAGE", "gcn": "GCN"}
-
-
-def train_run(result: Mapping[str, Any], method: str) -> TrainRun:
+def loop_run(result: Mapping[str, Any], method: str) -> TrainRun:
     """A run as reports take it, from its result document."""
-    import pandas as pd
-
-    from halocast.reports.train import TrainRun
     from halocast.traces.trace import read_trace
 
     folder = Path(result["run"])
-    trace = read_trace(folder / "trace")
-    model = trace.manifest.config["model"]
-    return TrainRun(
-        name=f"{result['graph']} on {result['ranks']} ranks",
-        method=method,
-        model=f"{NAMES.get(model['layer'], model['layer'])}, {model['layers']} layers of {model['hidden']}",
-        trace=trace,
-        metrics=pd.read_csv(folder / "metrics.csv"),
-        bytes_per_epoch=result["bytes_per_epoch"],
-        exchange_bytes_per_epoch=result["exchange_bytes_per_epoch"],
-        peak_bytes=result["peak_bytes"],
-        accuracy={split: score for split, score in result["accuracy"].items() if score is not None},
-        metric=result["metric"],
-        next_command=f"halocast export {result['run']} --to perfetto",
-    )
+    return train_run(folder, result, read_trace(folder / "trace"), method=method)
 
 
 def _method_of(outcome: Outcome) -> str:

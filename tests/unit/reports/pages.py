@@ -31,10 +31,13 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-def assert_stands_alone(document):
-    """No script, and nothing fetched from anywhere."""
+def assert_stands_alone(document, *, scripts=False):
+    """Nothing fetched from anywhere; no script but, where they are allowed, those that stand in the page."""
     page = Page(document)
-    assert not {"script", "link", "iframe", "img", "object", "embed"} & {tag for tag, _ in page.elements}
+    fetching = {"link", "iframe", "img", "object", "embed", *(() if scripts else ("script",))}
+    assert not fetching & {tag for tag, _ in page.elements}
+    for word in ("fetch(", "XMLHttpRequest", "WebSocket", "import(", "innerHTML", "eval("):
+        assert word not in document
     for _, attributes in page.elements:
         assert "src" not in attributes
         for key in ("href", "xlink:href"):
@@ -54,3 +57,8 @@ def assert_references_resolve(document):
     references = set(re.findall(r'(?:href="#|url\(#)([^")]+)', document))
     assert references
     assert references <= set(ids)
+
+
+def headings(document):
+    """Levels of the headings, in order."""
+    return [int(tag[1]) for tag, _ in Page(document).elements if re.fullmatch("h[1-6]", tag)]

@@ -1,0 +1,182 @@
+"""Where each rank's time goes and who kept whom waiting, told from a trace: the same for a measured and a simulated epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import pandas as pd
+
+from halocast.reports.figures import BLUE, GRID, IDLE, MARKS, ORANGE, PURPLE, SKY, VERMILION
+from halocast.simulator.observations import WARM_UP_EPOCHS
+from halocast.traces.trace import COMMUNICATION, COMPUTE, TRAIN, Trace
+
+PART_COLOURS: Mapping[str, str] = MappingProxyType(
+    {
+        "compute": BLUE,
+        "quantise": PURPLE,
+        "posting messages": SKY,
+        "exchange exposed": ORANGE,
+        "all-reduce exposed": VERMILION,
+        "wait for late ranks": IDLE,
+        "between operations": GRID,
+    }
+)
+"""Parts of a rank's epoch in the order they are stacked; together they are the epoch."""
+PARTS = tuple(PART_COLOURS)
+WAITS = PARTS[3:6]
+"""Those in which a rank does nothing but wait for others."""
+HIDDEN = "exchange hidden"
+"""Messages in flight while the rank does something else: beside the parts, not one of them."""
+FULL_WIDTH = 32
+"""Bits."""
+POSTS = ("Exchange", "Fetch", "AllToAll", "AllReduce", "Upload")
+EXCHANGE = ["epoch", "layer", "direction"]
+"""What the ranks' sides of one exchange, or of one all-reduce, have in common."""
+
+
+@dataclass(frozen=True)
+class RankTimes:
+    """Times of the epochs that count, in seconds."""
+
+    epochs: tuple[int, ...]
+    parts: pd.DataFrame
+    """Index rank; columns `PARTS` and `HIDDEN`: of one epoch, mean over epochs."""
+    waits: pd.DataFrame
+    """A row a wait: rank, epoch, layer, direction, op ("Exchange" or "AllReduce"), culprit, late, seconds."""
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Of an epoch, from a rank's own start to its own end: mean over ranks and epochs."""
+        return float(self.parts[list(PARTS)].sum(axis=1).mean())
+
+    @property
+    def shares(self) -> pd.Series:
+        """Of the parts in all ranks' time, by name."""
+        whole = self.parts[list(PARTS)].sum()
+        return whole / whole.sum()
+
+    @property
+    def waiting(self) -> float:
+        """Share of the ranks' time in which they did nothing but wait for others."""
+        return float(self.shares[list(WAITS)].sum())
+
+    @property
+    def holdups(self) -> pd.Series:
+        """By rank: seconds of an epoch that the others waited, in the mean, for it to send."""
+        others = max(1, len(self.parts) - 1)
+        late = self.waits.groupby("culprit")["late"].sum() / (others * len(self.epochs))
+        return late.reindex(self.parts.index, fill_value=0.0)
+
+
+def steady_epochs(trace: Trace) -> tuple[int, ...]:
+    """Training epochs that every rank took to the end, the first ones left out where enough remain."""
+    spans = trace.spans[trace.spans["phase"] == TRAIN]
+    operations = spans.groupby(["epoch", "rank"]).size().unstack(fill_value=0)
+    if operations.empty:
+        return ()
+    ended = spans[spans["op"] == "Step"].groupby("epoch")["rank"].nunique().reindex(operations.index, fill_value=0)
+    whole = (ended == trace.manifest.world_size).to_numpy()
+    if not ended.any():  # a program without an optimiser step
+        whole = (operations == operations.max()).all(axis=1).to_numpy()
+    epochs = [int(epoch) for epoch in operations.index[whole]]
+    steady = [epoch for epoch in epochs if epoch >= WARM_UP_EPOCHS]
+    return tuple(steady or epochs)
+
+
+def rank_times(trace: Trace) -> RankTimes | None:
+    """Times of every rank over the steady epochs; None where no epoch was finished by all ranks."""
+    epochs = steady_epochs(trace)
+    if not epochs:
+        return None
+    spans = trace.aligned().spans
+    spans = spans[(spans["phase"] == TRAIN) & spans["epoch"].isin(epochs) & ~spans["op"].isin(MARKS)]
+    own, flights = spans[spans["stream"] == COMPUTE], spans[spans["stream"] == COMMUNICATION]
+    seconds = own_seconds(own)  # of each rank: no barrier ends an epoch, so that ranks may be in different ones
+    waits = told_apart(own[own["op"] == "Wait"], flights)
+    working = own[own["op"] != "Wait"]
+    busy = (working["wall_ns"] / 1e9).groupby([working["rank"], kinds(working)]).sum().unstack()
+    parts = busy.reindex(index=range(trace.manifest.world_size), columns=list(PARTS), fill_value=0.0).fillna(0.0)
+    exposed = waits["seconds"] - waits["late"]
+    for op, name in (("Exchange", "exchange exposed"), ("AllReduce", "all-reduce exposed")):
+        parts[name] = exposed[waits["op"] == op].groupby(waits["rank"]).sum().reindex(parts.index, fill_value=0.0)
+    parts["wait for late ranks"] = waits["late"].groupby(waits["rank"]).sum().reindex(parts.index, fill_value=0.0)
+    parts /= len(epochs)
+    parts["between operations"] = (seconds.reindex(parts.index, fill_value=0.0) - parts[list(PARTS[:-1])].sum(axis=1)).clip(
+        lower=0.0
+    )
+    parts[HIDDEN] = hidden(spans) / len(epochs)
+    return RankTimes(epochs, parts, waits)
+
+
+def kinds(working: pd.DataFrame) -> pd.Series:
+    """The part that each span counts to.
+
+    Plain training gathers and adds rows at 32 bits: copying, not quantising. Width 0 stands for rows of different widths.
+    """
+    moves, narrow = working["op"].isin(("Quantize", "Dequantize")), working["bits"] < FULL_WIDTH
+    found = pd.Series("compute", index=working.index, name="part")
+    found = found.mask(working["op"].isin(POSTS) | (moves & ~narrow), "posting messages")
+    return found.mask(moves & narrow, "quantise")
+
+
+def own_seconds(own: pd.DataFrame) -> pd.Series:
+    """By rank: from its first operation of an epoch to the end of its last one, mean over epochs."""
+    epochs = own.assign(end_ns=own["start_ns"] + own["wall_ns"]).groupby(["rank", "epoch"])
+    lengths = (epochs["end_ns"].max() - epochs["start_ns"].min()) / 1e9
+    return lengths.groupby("rank").mean()
+
+
+def told_apart(waits: pd.DataFrame, flights: pd.DataFrame) -> pd.DataFrame:
+    """Each wait in two: until the rank that was waited for had sent (``late``, in seconds), and while its message flew.
+
+    An exchange is waited for peer by peer; an all-reduce (peer -1) has begun when the last rank has joined it.
+    """
+    starts = flights.groupby(["op", *EXCHANGE, "rank"])["start_ns"].min().rename_axis(index={"rank": "culprit"}).reset_index()
+    exchanges = starts[starts["op"] != "AllReduce"].assign(op="Exchange")
+    reduces = starts[starts["op"] == "AllReduce"].sort_values("start_ns").groupby(EXCHANGE, as_index=False).last()
+    columns = ["rank", *EXCHANGE, "peer", "start_ns", "wall_ns"]
+    of_peers = waits.loc[waits["peer"] >= 0, columns].rename(columns={"peer": "culprit", "start_ns": "began"})
+    of_all = waits.loc[waits["peer"] < 0, columns].drop(columns="peer").rename(columns={"start_ns": "began"})
+    found = pd.concat(
+        [
+            of_peers.merge(exchanges, how="left", on=[*EXCHANGE, "culprit"]).assign(op="Exchange"),
+            of_all.merge(reduces, how="left", on=EXCHANGE).assign(op="AllReduce"),
+        ],
+        ignore_index=True,
+    )
+    late = (found["start_ns"] - found["began"]).clip(lower=0).fillna(0.0)
+    late = late.where(late < found["wall_ns"], found["wall_ns"]).where(found["culprit"] != found["rank"], 0.0)
+    return found.assign(late=late / 1e9, seconds=found["wall_ns"] / 1e9)
+
+
+def hidden(spans: pd.DataFrame) -> pd.Series:
+    """Seconds, by rank, in which messages of exchanges flew and the rank did not wait for one."""
+    flights = spans[(spans["stream"] == COMMUNICATION) & (spans["op"] != "AllReduce")]
+    waits = spans[(spans["op"] == "Wait") & (spans["peer"] >= 0)]
+    ranks = sorted(spans["rank"].unique().tolist())
+    flying = {rank: covered(group) for rank, group in flights.groupby("rank")}
+    waited = waits.groupby("rank")["wall_ns"].sum() / 1e9
+    return pd.Series({rank: max(0.0, flying.get(rank, 0.0) - float(waited.get(rank, 0.0))) for rank in ranks})
+
+
+def covered(spans: pd.DataFrame) -> float:
+    """Length of the union of the spans, in seconds."""
+    ordered = spans.sort_values("start_ns")
+    left = ordered["start_ns"].to_numpy(dtype=np.int64)
+    right = np.maximum.accumulate(left + ordered["wall_ns"].to_numpy(dtype=np.int64))
+    reached = np.concatenate([left[:1], right[:-1]])
+    return float(np.clip(right - np.maximum(left, reached), 0, None).sum()) / 1e9
+
+
+def last_to_send(trace: Trace, epochs: tuple[int, ...]) -> pd.Series:
+    """By rank: the share of the exchanges in which it was the last to send."""
+    spans = trace.aligned().spans
+    own = spans[
+        (spans["phase"] == TRAIN) & spans["epoch"].isin(epochs) & (spans["stream"] == COMPUTE) & (spans["op"] == "Exchange")
+    ]
+    last = own.sort_values("start_ns").groupby(EXCHANGE)["rank"].last()
+    shares = last.value_counts(normalize=True)
+    return shares.reindex(range(trace.manifest.world_size), fill_value=0.0)
