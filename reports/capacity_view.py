@@ -162,7 +162,7 @@ class View:
             return self.recommended
         if len(self.best):
             return self.best.iloc[0]
-        return self.forecast.loc[self.forecast["training_seconds"].idxmin()] if len(self.forecast) else None
+        return self.forecast.sort_values("training_seconds").iloc[0] if len(self.forecast) else None
 
     @cached_property
     def moving(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -47,15 +48,21 @@ def scatter_figure(points: Sequence[Point]) -> tuple[Figure, Marks]:
     measured, forecast = np.array([each.measured for each in points]), np.array([each.forecast for each in points])
     ends = np.concatenate([measured, forecast])
     bounds = np.array([0.75 * ends.min(), 1.33 * ends.max()])
-    band = axes.fill_between(bounds, (1 - BAND) * bounds, (1 + BAND) * bounds, color=IDLE, linewidth=0, zorder=0.5, label="within 10 %")
+    band = axes.fill_between(
+        bounds, (1 - BAND) * bounds, (1 + BAND) * bounds, color=IDLE, linewidth=0, zorder=0.5, label="within 10 %"
+    )
     (line,) = axes.plot(bounds, bounds, color=MUTED, linewidth=0.9, zorder=1, label="forecast = measured")
-    handles = [band, line]
+    handles: list[Artist] = [band, line]
     for group in dict.fromkeys(each.group for each in points):
         colour, marker = GROUP_STYLES[group]
         some = [each for each in points if each.group == group]
         x = [each.measured for each in some]
-        axes.vlines(x, [each.low for each in some], [each.high for each in some], color=colour, alpha=0.4, linewidth=1.5, zorder=2)
-        dots = axes.scatter(x, [each.forecast for each in some], s=26, color=colour, marker=marker, linewidths=0, zorder=3, label=group)
+        axes.vlines(
+            x, [each.low for each in some], [each.high for each in some], color=colour, alpha=0.4, linewidth=1.5, zorder=2
+        )
+        dots = axes.scatter(
+            x, [each.forecast for each in some], s=26, color=colour, marker=marker, linewidths=0, zorder=3, label=group
+        )
         handles.append(dots)
     axes.set(xscale="log", yscale="log", xlim=bounds, ylim=bounds)
     show_times(axes.xaxis)
@@ -85,8 +92,8 @@ def components_figure(errors: Mapping[str, Mapping[str, Sequence[float]]]) -> Fi
     groups = list(dict.fromkeys(group for each in errors.values() for group in each))
     figure = new_figure(1.3 + 0.34 * len(errors) * len(groups) + 0.3)
     axes = figure.add_subplot()
-    handles = []
-    for line, (component, by_group) in enumerate(errors.items()):
+    handles: list[Artist] = []
+    for line, by_group in enumerate(errors.values()):
         for place, group in enumerate(groups):
             values = 100 * np.asarray(by_group.get(group, ()))
             if values.size == 0:
@@ -94,7 +101,9 @@ def components_figure(errors: Mapping[str, Mapping[str, Sequence[float]]]) -> Fi
             colour, marker = GROUP_STYLES[group]
             height = line + 0.8 * ((place + 0.5) / len(groups) - 0.5)
             label = f"{group}, a configuration"
-            dots = axes.scatter(values, np.full(len(values), height), s=20, color=colour, marker=marker, alpha=0.45, linewidths=0, label=label)
+            dots = axes.scatter(
+                values, np.full(len(values), height), s=20, color=colour, marker=marker, alpha=0.45, linewidths=0, label=label
+            )
             axes.vlines(np.median(values), height - 0.16, height + 0.16, color=INK, linewidth=2.4, zorder=3)
             if label not in {each.get_label() for each in handles}:
                 handles.append(dots)

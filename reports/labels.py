@@ -13,7 +13,20 @@ from matplotlib.transforms import Bbox
 
 from halocast.reports.figures import INK, PAPER
 
-OFFSETS = ((10, 8), (10, -8), (-10, 8), (-10, -8), (0, 15), (0, -15), (16, 22), (-16, -22), (16, -22), (-16, 22), (30, 36), (-30, -36))
+OFFSETS = (
+    (10, 8),
+    (10, -8),
+    (-10, 8),
+    (-10, -8),
+    (0, 15),
+    (0, -15),
+    (16, 22),
+    (-16, -22),
+    (16, -22),
+    (-16, 22),
+    (30, 36),
+    (-30, -36),
+)
 """Points of 1/72 inch, tried in this order."""
 
 

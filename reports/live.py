@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from halocast.reports.capacity_figures import PART_COLOURS
+from halocast.reports.capacity_bars import PART_COLOURS
 from halocast.reports.document import Document, Picture
 from halocast.reports.page import marks_of, page_asset
 from halocast.reports.render import embedded, html

@@ -113,8 +113,10 @@ def render_table(table: Table) -> RenderedTable:
         for place, row in enumerate(shown)
     ]
     data = embedded(table_document(table)) if paged else Markup()
-    texts = [[row[place] for row in table.rows if isinstance(row[place], str)] for place in range(len(table.columns))]
-    longest = [max(map(len, each), default=0) for each in texts]
+    longest = [
+        max((len(text) for row in table.rows if isinstance(text := row[place], str)), default=0)
+        for place in range(len(table.columns))
+    ]
     room = [next((name for letters, name in ROOM if each > letters), "") for each in longest]
     return RenderedTable(rows, paged, sortable=paged or len(table.rows) >= SORTABLE_FROM, data=data, room=room)
 

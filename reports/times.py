@@ -4,29 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil, floor, log10
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from halocast.reports.words import compact
 
+Floats = npt.NDArray[np.float64]
 WIDE = 3.0
 """A largest over a smallest value beyond this is drawn on a logarithmic axis."""
 FEWEST_TICKS = 3
 TIMES = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
 """Units, and from how many seconds on they are used."""
-TIME_STEPS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200,
-              14400, 28800, 43200, 86400, 172800, 432000, 864000, 1728000, 4320000, 8640000)  # fmt: skip
+TIME_STEPS = (
+    *(step * 10.0**power for power in range(-4, 1) for step in (1, 2, 5)),
+    *(
+        10.0,
+        20.0,
+        30.0,
+        *(60.0 * minutes for minutes in (1, 2, 5, 10, 20, 30)),
+        *(3600.0 * hours for hours in (1, 2, 4, 8, 12)),
+    ),
+    *(86400.0 * days for days in (1, 2, 5, 10, 20, 50, 100)),
+)
 """Seconds that make good ticks of a logarithmic axis."""
 
 
-def spread(axis: Axis, values: np.ndarray[Any, np.dtype[np.float64]]) -> None:
+def spread(axis: Axis, values: Floats) -> None:
     """A logarithmic axis where values lie far apart."""
     known = values[np.isfinite(values) & (values > 0)]
     if len(known) and len(known) == len(values) and known.max() > WIDE * known.min():
-        (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
+        (axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale)("log")
 
 
 def show_times(axis: Axis) -> None:
@@ -43,7 +53,9 @@ def show_times(axis: Axis) -> None:
 
 def round_time(seconds: float) -> str:
     """``30 s``, ``2 h``: as short as it can be said."""
-    size, unit = next(((size, unit) for size, unit in TIMES if seconds >= size * (2 if unit == "days" else 1) * 0.9999), TIMES[-1])
+    size, unit = next(
+        ((size, unit) for size, unit in TIMES if seconds >= size * (2 if unit == "days" else 1) * 0.9999), TIMES[-1]
+    )
     return f"{seconds / size:.3g} {unit}"
 
 
@@ -58,6 +70,6 @@ def show_counts(axis: Axis) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
 
 
-def thinned(ticks: Sequence[float] | np.ndarray[Any, np.dtype[np.float64]], most: int = 9) -> list[float]:
+def thinned(ticks: Sequence[float] | Floats, most: int = 9) -> list[float]:
     """Every second, third ... of them where there are more than fit."""
     return list(ticks)[:: max(1, ceil(len(ticks) / most))]

@@ -83,7 +83,9 @@ class Desk:
     def __init__(self, whatif: WhatIf, costs: Costs, costs_path: Path) -> None:
         manifest = whatif.manifest
         if digest_of(costs) != manifest.costs.digest:
-            raise MisuseError(f"{costs_path} is not what {whatif.folder} was made from ({manifest.costs.path}): give that with --costs")
+            raise MisuseError(
+                f"{costs_path} is not what {whatif.folder} was made from ({manifest.costs.path}): give that with --costs"
+            )
         self.whatif = whatif
         self.evaluator: Evaluator = open_evaluator(manifest.grid, costs, str(whatif.folder))
         self.view = View(whatif)
@@ -118,7 +120,7 @@ class Desk:
     def read(self, document: object) -> Move:
         """Check what a page sends. Raises MisuseError: one line on the first thing that is wrong."""
         if not isinstance(document, dict):
-            raise MisuseError("a JSON object is expected, such as {\"inputs\": {}}")
+            raise MisuseError('a JSON object is expected, such as {"inputs": {}}')
         known = ("inputs", "epochs", "rate_gbit", "price_per_hour")
         for key in document:
             if key not in known:
@@ -192,15 +194,29 @@ class Desk:
             "epoch": time_span(row["epoch_seconds"]),
             "epoch-interval": f"90 % between {time_span(row['low'])} and {time_span(row['high'])}",
             "cost": "no price" if cost is None else money(cost, currency),
-            "cost-interval": "" if cost is None else f"90 % between {money(row['cost_low'], currency)} and {money(row['cost_high'], currency)}",
+            "cost-interval": ""
+            if cost is None
+            else f"90 % between {money(row['cost_low'], currency)} and {money(row['cost_high'], currency)}",
             "memory": "not calibrated" if row["peak_bytes"] is None else byte_count(row["peak_bytes"]),
-            "memory-room": "" if row["peak_bytes"] is None else f"at most {byte_count(row['peak_high'])} of {byte_count(row['memory_bytes'])}",
+            "memory-room": ""
+            if row["peak_bytes"] is None
+            else f"at most {byte_count(row['peak_high'])} of {byte_count(row['memory_bytes'])}",
             "bytes": byte_count(row["bytes_per_epoch"]),
             "binds": row["binds"],
-        }  # fmt: skip
+        }
         forecast = {
             name: row[name]
-            for name in ("training_seconds", "training_low", "training_high", "epoch_seconds", "low", "high", "cost", "peak_bytes", "ranks")
+            for name in (
+                "training_seconds",
+                "training_low",
+                "training_high",
+                "epoch_seconds",
+                "low",
+                "high",
+                "cost",
+                "peak_bytes",
+                "ranks",
+            )
         }
         shares = {name: row[part] / total if total else 0.0 for part, name in PARTS.items()}
         parts = [{"name": name, "share": share, "text": written(share, "percent")} for name, share in shares.items()]

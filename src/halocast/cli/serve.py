@@ -113,8 +113,15 @@ def live_of(desk: Desk) -> dict[str, object]:
     rate = desk.evaluator.evaluate(start)["network_rate"] * 8e-9
     return {
         "controls": [
-            {"name": each.name, "label": each.label, "unit": each.unit, "values": list(each.values), "texts": each.texts,
-             "start": each.start, "slider": each.is_slider}
+            {
+                "name": each.name,
+                "label": each.label,
+                "unit": each.unit,
+                "values": list(each.values),
+                "texts": each.texts,
+                "start": each.start,
+                "slider": each.is_slider,
+            }
             for each in desk.controls
         ],
         "link": desk.link,
@@ -122,8 +129,11 @@ def live_of(desk: Desk) -> dict[str, object]:
         "price": {"most": MOST_PRICE, "start": start.price_per_hour, "currency": desk.evaluator.grid.prices.currency}
         if desk.is_priced
         else None,
-        "prices": {device: price.values[0] for device in desk.evaluator.grid.axes["device"]
-                   if (price := desk.evaluator.grid.prices.of(device)) is not None},
+        "prices": {
+            device: price.values[0]
+            for device in desk.evaluator.grid.axes["device"]
+            if (price := desk.evaluator.grid.prices.of(device)) is not None
+        },
         "epochs": {"most": MOST_EPOCHS, "start": desk.start.epochs},
         "parts": list(PARTS.values()),
-    }  # fmt: skip
+    }

@@ -59,7 +59,10 @@ def make_app(desk: Desk, page: str, hosts: Sequence[str]) -> Starlette:
     return Starlette(
         routes=[Route("/", index), Route("/api/forecast", forecast, methods=["POST"])],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)],
-        exception_handlers={404: plain(404, "there is only / and /api/forecast"), 405: plain(405, "only GET / and POST /api/forecast")},
+        exception_handlers={
+            404: plain(404, "there is only / and /api/forecast"),
+            405: plain(405, "only GET / and POST /api/forecast"),
+        },
         lifespan=open_desk,
     )
 

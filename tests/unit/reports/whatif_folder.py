@@ -103,20 +103,54 @@ def one_scenario(
         extrapolated.append(f"Aggregate 0 forward: costs moved to {device}")
         extrapolated.append(f"Transform 1 forward: costs moved to {device}")
     return {
-        "scenario": number, "name": f"{ranks} x {device}, {network}, {name}{f' {bits} bits' if bits else ''}", "graph": graph,
-        "nodes_factor": 1.0, "edges_factor": 1.0, "nodes": 2_000_000, "edges": 40_000_000, "ranks": ranks, "hosts": ranks,
-        "devices_per_host": 1, "device": device, "network": network, "network_rate": NETWORKS[network], "inside": "",
-        "hosts_per_switch": 0, "oversubscription": 1.0, "transport": "nccl", "all_reduce": "ring", "method": name, "bits": bits,
-        "savings": "all", "partition": partition, "layer": "gcn", "layers": layers, "hidden": hidden,
+        "scenario": number,
+        "name": f"{ranks} x {device}, {network}, {name}{f' {bits} bits' if bits else ''}",
+        "graph": graph,
+        "nodes_factor": 1.0,
+        "edges_factor": 1.0,
+        "nodes": 2_000_000,
+        "edges": 40_000_000,
+        "ranks": ranks,
+        "hosts": ranks,
+        "devices_per_host": 1,
+        "device": device,
+        "network": network,
+        "network_rate": NETWORKS[network],
+        "inside": "",
+        "hosts_per_switch": 0,
+        "oversubscription": 1.0,
+        "transport": "nccl",
+        "all_reduce": "ring",
+        "method": name,
+        "bits": bits,
+        "savings": "all",
+        "partition": partition,
+        "layer": "gcn",
+        "layers": layers,
+        "hidden": hidden,
         "price_per_hour": price if prices else None,
-        "epoch_seconds": epoch, "low": epoch / spread, "high": epoch * spread, **parts, "exchange_hidden": 0.01,
-        "bytes_per_epoch": volume + 1_000_000, "exchange_bytes_per_epoch": volume, "peak_bytes": peak,
-        "peak_high": int(peak * 1.1), "memory_bytes": memory * 10**9,
-        "training_seconds": training, "training_low": training / spread, "training_high": training * spread,
-        "cost": cost, "cost_low": cost / spread if cost else None, "cost_high": cost * spread if cost else None,
-        "binds": BINDS[int(np.argmax(list(parts.values())))], "extrapolated": extrapolated,
-        "feasible": not reasons, "reason": "; ".join(reasons), "on_front": False,
-    }  # fmt: skip
+        "epoch_seconds": epoch,
+        "low": epoch / spread,
+        "high": epoch * spread,
+        **parts,
+        "exchange_hidden": 0.01,
+        "bytes_per_epoch": volume + 1_000_000,
+        "exchange_bytes_per_epoch": volume,
+        "peak_bytes": peak,
+        "peak_high": int(peak * 1.1),
+        "memory_bytes": memory * 10**9,
+        "training_seconds": training,
+        "training_low": training / spread,
+        "training_high": training * spread,
+        "cost": cost,
+        "cost_low": cost / spread if cost else None,
+        "cost_high": cost * spread if cost else None,
+        "binds": BINDS[int(np.argmax(list(parts.values())))],
+        "extrapolated": extrapolated,
+        "feasible": not reasons,
+        "reason": "; ".join(reasons),
+        "on_front": False,
+    }
 
 
 def with_front(table: pd.DataFrame) -> pd.DataFrame:
@@ -142,10 +176,15 @@ def answers_of(table: pd.DataFrame, deadline: float | None) -> dict[str, Any]:
 
     def scaled(input_name: str, label: str, low: str, high: str, faster: float, slower: float) -> dict[str, Any]:
         return {
-            "input": input_name, "label": label, "low": low, "high": high,
-            "seconds_low": seconds * faster, "seconds_high": seconds * slower,
-            "cost_low": cost * faster if prices else None, "cost_high": cost * slower if prices else None,
-        }  # fmt: skip
+            "input": input_name,
+            "label": label,
+            "low": low,
+            "high": high,
+            "seconds_low": seconds * faster,
+            "seconds_high": seconds * slower,
+            "cost_low": cost * faster if prices else None,
+            "cost_high": cost * slower if prices else None,
+        }
 
     knees = feasible[feasible["efficiency"] < 0.5].sort_values("ranks").head(3)
     within = f" within {deadline / 3600:g} h" if deadline else ""
@@ -166,41 +205,64 @@ def answers_of(table: pd.DataFrame, deadline: float | None) -> dict[str, Any]:
         ],
         "upgrades": [
             {
-                "scenario": int(feasible["scenario"].iloc[-1]), "link": "network", "from": str(chosen["network"]), "to": "infiniband-ndr",
-                "seconds_from": seconds, "seconds_to": 0.9 * seconds,
-                "cost_from": cost if prices else None, "cost_to": 0.9 * cost if prices else None,
+                "scenario": int(feasible["scenario"].iloc[-1]),
+                "link": "network",
+                "from": str(chosen["network"]),
+                "to": "infiniband-ndr",
+                "seconds_from": seconds,
+                "seconds_to": 0.9 * seconds,
+                "cost_from": cost if prices else None,
+                "cost_to": 0.9 * cost if prices else None,
             }
         ],
         "knees": [
             {
-                "series": f"{row['device']}, {row['network']}", "ranks": int(row["ranks"]),
-                "efficiency": float(row["efficiency"]), "scenarios": [int(row["scenario"])],
+                "series": f"{row['device']}, {row['network']}",
+                "ranks": int(row["ranks"]),
+                "efficiency": float(row["efficiency"]),
+                "scenarios": [int(row["scenario"])],
             }
             for _, row in knees.iterrows()
         ],
-    }  # fmt: skip
+    }
 
 
 def manifest_of(table: pd.DataFrame, deadline: float | None, *, finished: bool = True) -> dict[str, Any]:
     prices = bool(table["cost"].notna().any())
     labels = {"device": "device", "network": "network", "ranks": "ranks", "method": "method", "hidden": "hidden width"}
     axes = [
-        {"name": name, "label": label, "unit": "", "values": [each.item() if hasattr(each, "item") else each for each in values]}
+        {
+            "name": name,
+            "label": label,
+            "unit": "",
+            "values": [each.item() if hasattr(each, "item") else each for each in values],
+        }
         for name, label in labels.items()
         if len(values := table[name].unique()) > 1
     ]
     return {
-        "schema_version": 1, "halocast": "0.1.0", "date": "2026-02-03",
+        "schema_version": 1,
+        "halocast": "0.1.0",
+        "date": "2026-02-03",
         "graph": {"name": str(table["graph"].iloc[0]), "nodes": 2_000_000, "edges": 40_000_000, "fingerprint": "0123abcd"},
-        "grid": {"epochs": EPOCHS}, "axes": axes, "fixed": {"layer": "gcn", "layers": 3}, "epochs": EPOCHS,
-        "currency": "EUR" if prices else None, "deadline_seconds": deadline, "budget": None, "memory_bytes": None,
-        "sample": None, "seed": 0,
-        "costs": {"path": "costs.json", "machine": "a measured machine", "device": "A100", "digest": "feed"}, "scenarios": len(table),
-        "finished": finished, "assumed": ["the network's rates are those of its catalogue entry"],
+        "grid": {"epochs": EPOCHS},
+        "axes": axes,
+        "fixed": {"layer": "gcn", "layers": 3},
+        "epochs": EPOCHS,
+        "currency": "EUR" if prices else None,
+        "deadline_seconds": deadline,
+        "budget": None,
+        "memory_bytes": None,
+        "sample": None,
+        "seed": 0,
+        "costs": {"path": "costs.json", "machine": "a measured machine", "device": "A100", "digest": "feed"},
+        "scenarios": len(table),
+        "finished": finished,
+        "assumed": ["the network's rates are those of its catalogue entry"],
         "prices": {name: {"value": DEVICES[name][1], "source": "the grid file"} for name in sorted(set(table["device"]))}
         if prices
         else {},
-    }  # fmt: skip
+    }
 
 
 def write_folder(folder: Path, table: pd.DataFrame, *, deadline: float | None = 4 * 3600.0, finished: bool = True) -> Path:
@@ -218,6 +280,11 @@ def write_folder(folder: Path, table: pd.DataFrame, *, deadline: float | None = 
 def ten_thousand(**others: Any) -> pd.DataFrame:
     """10,000 scenarios: 4 devices, 5 networks, 4 methods, 125 models and numbers of ranks."""
     return scenario_table(
-        ranks=(1, 2, 4, 8, 16), devices=tuple(DEVICES), networks=tuple(NETWORKS), methods=METHODS,
-        hidden=(64, 128, 256, 384, 512), layers=(2, 3, 4, 5, 6), **others,
-    )  # fmt: skip
+        ranks=(1, 2, 4, 8, 16),
+        devices=tuple(DEVICES),
+        networks=tuple(NETWORKS),
+        methods=METHODS,
+        hidden=(64, 128, 256, 384, 512),
+        layers=(2, 3, 4, 5, 6),
+        **others,
+    )
