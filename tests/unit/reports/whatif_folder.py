@@ -259,7 +259,10 @@ def manifest_of(table: pd.DataFrame, deadline: float | None, *, finished: bool =
         "scenarios": len(table),
         "finished": finished,
         "assumed": ["the network's rates are those of its catalogue entry"],
-        "prices": {name: {"value": DEVICES[name][1], "source": "the grid file"} for name in sorted(set(table["device"]))}
+        "prices": {
+            name: {"value": DEVICES.get(name, DEVICES["A100"])[1], "source": "the grid file"}
+            for name in sorted(set(table["device"]))
+        }
         if prices
         else {},
     }
