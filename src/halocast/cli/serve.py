@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,7 +69,9 @@ def serve(folder: Path, *, costs: Path | None = None, host: str = LOCAL, port: i
         console.document({"url": url, "folder": str(folder), "files": {}})
         console.result(f"{whatif.manifest.graph.name}: {len(whatif.table):,} scenarios at {url}")
         console.note("Ctrl-C ends it")
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False)).run(sockets=[listening])
+        sys.stdout.flush()  # whoever reads the address from a pipe waits for it
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False)).run(sockets=[listening])
     return 0
 
 
