@@ -61,6 +61,8 @@ HEAT = LinearSegmentedColormap.from_list("heat", ["#e8f1f8", "#7db3d8", "#0072b2
 
 
 HEAT_IS_DARK = 0.5
+ON_DARK = "#fdfdfd"
+"""Not quite the paper's white, which a dark page would replace: cells keep their colours there."""
 
 
 Words = Callable[[float], str]
@@ -120,7 +122,7 @@ def draw_cell(axes: Axes, column: int, line: int, row: Mapping[str, Any], norm: 
     axes.add_patch(
         Rectangle((column - 0.48, line - 0.47), 0.96, 0.94, facecolor=HEAT(shade) if known else "none", edgecolor="none")
     )
-    colour = "#ffffff" if shade > HEAT_IS_DARK else INK_ON_COLOUR
+    colour = ON_DARK if shade > HEAT_IS_DARK else INK_ON_COLOUR
     axes.text(
         column,
         line,

@@ -44,7 +44,7 @@ MOST_SERIES = 5
 SERIES_COLOURS = (BLUE, ORANGE, PLUM, GREEN, SKY)
 SERIES_MARKERS = "osD^v"
 MOST_NAMED = 7
-LEAST_POINT, LARGEST_POINT = 14.0, 190.0
+LEAST_POINT, LARGEST_POINT = 22.0, 190.0
 """Area of a point by its memory, in points of 1/72 inch squared."""
 
 
