@@ -29,7 +29,7 @@ SHOWN_FIRST = 25
 SORTABLE_FROM = 3
 REPEATING = 0.5
 """A column with at most this share of different values is embedded as those, and where each row has which."""
-ROOM = ((24, "long"), (12, "some"))
+ROOM = ((80, "much"), (24, "long"), (12, "some"))
 """More letters than this in a column of texts need so much room: it would fold them into towers."""
 MOST_MARKDOWN = 50
 """Rows of a table in Markdown."""
