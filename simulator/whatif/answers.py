@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from halocast.simulator.whatif.evaluation import MISSES_BUDGET, MISSES_DEADLINE, MISSES_MEMORY, shares_of
+from halocast.simulator.whatif.evaluation import MISSES_MEMORY, shares_of
 from halocast.simulator.whatif.folder import Answers, Knee, Sentence, Swing, Upgrade
 from halocast.simulator.whatif.grid import Grid
 from halocast.simulator.whatif.points import Point
@@ -256,10 +256,8 @@ class Questions:
 
 
 def grouped(reason: str) -> tuple[str, ...]:
-    """The reasons of one row, numbers left out, so that like ones are counted together."""
-    if reason.split("; ")[0] in (MISSES_MEMORY, MISSES_DEADLINE, MISSES_BUDGET):
-        return tuple(reason.split("; "))
-    return (reason,)
+    """The reasons of one row without their details, so that like ones are counted together."""
+    return tuple(each.partition(": ")[0] for each in reason.split("; "))
 
 
 def _first(rows: pd.DataFrame, by: list[str]) -> int | None:

@@ -19,6 +19,8 @@ from halocast.simulator.whatif.change import UNCHANGED, Change
 from halocast.simulator.whatif.grid import CALIBRATED, Grid
 from halocast.simulator.whatif.points import PartKey, Point, resolve
 from halocast.simulator.whatif.structure import Structure
+from halocast.simulator.whatif.values import real
+from halocast.simulator.whatif.words import amount, duration
 from halocast.traces.workload import LayerSpec, PartStatistics, Workload
 
 MISSES_MEMORY, MISSES_DEADLINE = "may need more memory than there is", "misses the deadline"
@@ -134,8 +136,10 @@ class Evaluator:
         if "ranks" in given:
             combination.pop("hosts", None)
         price = self.grid.prices.of(combination["device"])
-        default = None if price is None else price.values[0]
-        return self.evaluate(resolve({**combination, PRICE.name: point.get(PRICE.name, default)}))
+        combination[PRICE.name] = None if price is None else price.values[0]
+        if PRICE.name in point:
+            combination[PRICE.name] = real(PRICE.name, 0.0)(point[PRICE.name])
+        return self.evaluate(resolve(combination))
 
     def evaluate(self, point: Point, change: Change = UNCHANGED) -> dict[str, Any]:
         """The table's row of a point; `change`: on inputs a little different."""
@@ -145,7 +149,7 @@ class Evaluator:
             try:
                 epoch = self._epoch(replace(point, price_per_hour=None), change.without_money)
             except (UncalibratedError, MisuseError) as error:
-                reason = str(error)
+                reason = str(error).replace("; ", ", ")  # which stands between reasons
             else:
                 return row | self._outputs(point, epoch, change)
         return row | {"feasible": False, "reason": reason}
@@ -346,12 +350,14 @@ class Evaluator:
         """The filters that the scenario does not meet, one line each."""
         filters, missed = self.grid.filters, []
         room = outputs["memory_bytes"] if filters.memory == "device" else filters.memory
-        if room is not None and outputs["peak_high"] is not None and outputs["peak_high"] > room:
-            missed.append(MISSES_MEMORY)
-        if filters.deadline_seconds is not None and outputs["training_seconds"] > filters.deadline_seconds:
-            missed.append(MISSES_DEADLINE)
-        if filters.budget is not None and outputs["cost"] is not None and outputs["cost"] > filters.budget:
-            missed.append(MISSES_BUDGET)
+        peak, seconds, cost = (outputs[name] for name in ("peak_high", "training_seconds", "cost"))
+        if room is not None and peak is not None and peak > room:
+            missed.append(f"{MISSES_MEMORY}: {peak / 1e9:.3g} GB of {room / 1e9:.3g} GB")
+        if filters.deadline_seconds is not None and seconds > filters.deadline_seconds:
+            missed.append(f"{MISSES_DEADLINE}: {duration(seconds)} of {duration(filters.deadline_seconds)}")
+        if filters.budget is not None and cost is not None and cost > filters.budget:
+            currency = self.grid.prices.currency
+            missed.append(f"{MISSES_BUDGET}: {amount(cost, currency)} of {amount(filters.budget, currency)}")
         return missed
 
 

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,15 +18,13 @@ from halocast.simulator.whatif.values import read_bytes, read_seconds
 
 TOP_KEYS = ("data", "epochs", "partitions", "hardware")
 FILTERS = ("memory", "deadline", "budget")
-MOST = 100_000
-"""Scenarios that are not too many."""
 
 
 @dataclass(frozen=True)
 class Filters:
     """What a scenario must meet to be feasible; None where it was not asked."""
 
-    memory: int | str | None = None
+    memory: int | Literal["device"] | None = None
     """Bytes, or "device": what the device has."""
     deadline_seconds: float | None = None
     """Of a training."""
@@ -229,9 +227,10 @@ def _epochs(value: object, origin: str) -> int:
 
 
 def _read_filters(table: Mapping[str, Any], prices: Prices, origin: str) -> Filters:
-    memory: int | str | None = table.get("memory")
-    if memory is not None and memory != "device":
-        memory = read_bytes(memory, f"{origin}: filters.memory")
+    asked = table.get("memory")
+    memory: int | Literal["device"] | None = "device" if asked == "device" else None
+    if asked is not None and memory is None:
+        memory = read_bytes(asked, f"{origin}: filters.memory")
     deadline, budget = table.get("deadline"), table.get("budget")
     if budget is not None:
         budget = read_budget(budget, prices, f"{origin}: filters.budget")

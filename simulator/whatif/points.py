@@ -84,15 +84,15 @@ class Point:
         )
 
     def impossible(self, nodes: int) -> str:
-        """Why nothing can be like this; empty where something can."""
+        """Why nothing can be like this, "what: details"; empty where something can."""
         if self.ranks > nodes * self.nodes_factor:
-            return f"{self.ranks} ranks for {nodes * self.nodes_factor:.0f} nodes"
+            return f"more ranks than nodes: {self.ranks} for {nodes * self.nodes_factor:.0f}"
         if self.devices_per_host and self.ranks % self.devices_per_host:
-            return f"{self.ranks} ranks do not fill hosts of {self.devices_per_host}"
+            return f"hosts are not full: ranks {self.ranks} on hosts of {self.devices_per_host}"
         if self.is_cluster and not (self.network or self.link):
-            return "hosts of their own need a network between them"
+            return "nothing joins the hosts: give a network"
         if (self.devices_per_host or 1) > 1 and not self.inside:
-            return f"{self.devices_per_host} devices a host need a link inside it"
+            return f"nothing joins the devices of a host: give inside, for {self.devices_per_host} of them"
         return ""
 
 

@@ -119,6 +119,11 @@ class Sweeping:
             lines.append(f"no price was given for {', '.join(unpriced)}: scenarios there have no cost")
         if "" in grid.axes["device"] and "" not in unpriced:
             lines.append("the price of a calibrated host is of the whole host, which its ranks share")
+        if any(factor > 1.0 for name in ("nodes", "edges") for factor in grid.axes.get(name, ())):
+            lines.append(
+                "larger graphs have the communities of the measured one: halo rows keep their share of the nodes, and grow "
+                "with the mean degree; every doubling widens the interval by a standard deviation of 10 %"
+            )
         lines += self._common_assumptions()
         return lines
 

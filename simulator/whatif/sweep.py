@@ -26,8 +26,8 @@ DISTRIBUTED = {"dask": "distributed", "ray": "ray"}
 """The package of those that reach other machines."""
 FLUSH_SECONDS = 3.0
 """Rows are written when so many seconds have passed: what a killed sweep loses, with what is under way."""
-TASK_SECONDS = 4.0
-"""About how long a task should take, so that answers come steadily and starting one costs little."""
+TASK_SECONDS, LEAST_TASK_SECONDS, TASKS_A_JOB = 4.0, 0.3, 8
+"""About how long a task takes, so that answers come steadily and starting one costs little; and how many there should be."""
 SECONDS_BETWEEN_REPORTS = 2.0
 Row = dict[str, Any]
 Specs = tuple[str, int, int]
@@ -78,30 +78,50 @@ def evaluate(setup: Setup, handed: Handed, task: Task) -> tuple[Task, list[Row]]
     return task, [evaluator.evaluate(point) | {"scenario": number} for number, point in task.scenarios]
 
 
-def plan_tasks(scenarios: Iterable[tuple[int, Point]], *, by_events: Callable[[Point], bool]) -> list[Task]:
-    """Tasks of about `TASK_SECONDS`, the longest first; scenarios with the same programs stay together where they fit.
+def plan_tasks(scenarios: Iterable[tuple[int, Point]], *, jobs: int = 1) -> list[Task]:
+    """Tasks of up to `TASK_SECONDS`, shorter where there are few for `jobs`, the longest first.
 
-    `by_events`: whether ranks share cores there, which takes the slower engine.
+    Scenarios with the same programs stay together where they fit.
     """
     ordered = sorted(scenarios, key=lambda each: (-each[1].ranks, str(each[1].structure), str(_epoch_of(each[1]))))
+    structures = [list(group) for _, group in groupby(ordered, key=lambda each: each[1].structure)]
+    whole = sum(_seconds(group) for group in structures)
+    limit = min(TASK_SECONDS, max(LEAST_TASK_SECONDS, whole / (jobs * TASKS_A_JOB)))
+    chunks = [chunk for group in structures for chunk in _chunks(group, limit)]
     tasks: list[Task] = []
     held: list[tuple[int, Point]] = []
     weight = 0.0
-    for _, group in groupby(ordered, key=lambda each: each[1].structure):
-        fresh = True
-        epochs: set[Point] = set()
-        for number, point in group:
-            if (epoch := _epoch_of(point)) not in epochs:
-                weight += seconds_of(point, fresh=fresh, by_events=by_events(point))
-            epochs.add(epoch)
-            held.append((number, point))
-            fresh = False
-            if weight >= TASK_SECONDS:
-                tasks.append(Task(tuple(held), weight))
-                held, weight, fresh = [], 0.0, True
+    for chunk in chunks:
+        held, weight = held + chunk, weight + _seconds(chunk)
+        if weight >= limit:
+            tasks.append(Task(tuple(held), weight))
+            held, weight = [], 0.0
     if held:
         tasks.append(Task(tuple(held), weight))
     return sorted(tasks, key=lambda task: -task.weight)
+
+
+Scenarios = list[tuple[int, Point]]
+
+
+def _chunks(group: Scenarios, limit: float) -> Iterator[Scenarios]:
+    """Scenarios with the same programs, as many at once as take `limit` beside making the programs; prices stay together."""
+    held: Scenarios = []
+    weight = 0.0
+    for epoch, prices in groupby(group, key=lambda each: _epoch_of(each[1])):
+        held += prices
+        weight += seconds_of_epoch(epoch)
+        if weight >= limit:
+            yield held
+            held, weight = [], 0.0
+    if held:
+        yield held
+
+
+def _seconds(group: Scenarios) -> float:
+    """About how long scenarios with the same programs take on one core."""
+    epochs = {_epoch_of(point) for _, point in group}
+    return seconds_of_programs(group[0][1]) + sum(seconds_of_epoch(point) for point in epochs)
 
 
 def _epoch_of(point: Point) -> Point:
@@ -109,14 +129,14 @@ def _epoch_of(point: Point) -> Point:
     return replace(point, price_per_hour=None)
 
 
-def seconds_of(point: Point, *, fresh: bool, by_events: bool) -> float:
-    """About how long a scenario takes on one core: its programs if they are `fresh`, and its epoch.
+def seconds_of_programs(point: Point) -> float:
+    """About how long they take to be walked and arranged, on one core, where all parts touch each other."""
+    return 0.003 + 3e-4 * point.ranks**2
 
-    Measured for graphs whose parts all touch each other; benchmarks/results/whatif-speed-*.md.
-    """
-    pairs = point.ranks**2
-    programs = (0.003 + 3e-4 * pairs) if fresh else 0.0
-    return programs + (0.01 + 5e-3 * pairs * point.layers / 3 if by_events else 5e-4 + 6e-6 * pairs)
+
+def seconds_of_epoch(point: Point) -> float:
+    """The same of simulating an epoch."""
+    return 0.01 + 5e-3 * point.ranks**2 if by_events(point) else 5e-4 + 6e-6 * point.ranks**2
 
 
 def sweep(
@@ -136,7 +156,7 @@ def sweep(
 
     `on_start` is told the weight of all tasks, `on_task` how many scenarios a task had and its weight.
     """
-    tasks = plan_tasks(scenarios, by_events=lambda point: not point.device or point.all_reduce == "tree")
+    tasks = plan_tasks(scenarios, jobs=jobs)
     handed = ask(source, [point for _, point in scenarios], report)
     rows: list[Row] = []
     unwritten: list[Row] = []
@@ -155,6 +175,11 @@ def sweep(
         if unwritten:
             writer.part(unwritten)
     return rows
+
+
+def by_events(point: Point) -> bool:
+    """Whether the compiled engine does not suit: ranks share cores, or all-reduces go up and down a tree."""
+    return not point.device or point.all_reduce == "tree"
 
 
 def ask(source: Source, points: Sequence[Point], report: Callable[[str], None]) -> Handed:

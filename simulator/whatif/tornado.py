@@ -23,14 +23,13 @@ class Input:
     change: Callable[[float], Change]
     value: Callable[[Evaluator, Point, float], str]
     """The input times a factor, as text."""
+    applies: Callable[[Point], bool]
 
 
 def tornado(evaluator: Evaluator, point: Point) -> tuple[Swing, ...]:
-    """One bar an input that makes a difference, the widest in seconds first (then in cost)."""
-    usual = evaluator.evaluate(point)
-    bars = [_bar(evaluator, point, each) for each in INPUTS]
-    moved = [bar for bar in bars if (bar.seconds_low, bar.seconds_high) != (usual["training_seconds"],) * 2 or _moves_cost(bar)]
-    return tuple(sorted(moved, key=lambda bar: (-abs(bar.seconds_high - bar.seconds_low), -_cost_swing(bar))))
+    """One bar an input that the scenario has, the widest in seconds first (then in cost); some make no difference."""
+    bars = [_bar(evaluator, point, each) for each in INPUTS if each.applies(point)]
+    return tuple(sorted(bars, key=lambda bar: (-abs(bar.seconds_high - bar.seconds_low), -_cost_swing(bar))))
 
 
 def _bar(evaluator: Evaluator, point: Point, each: Input) -> Swing:
@@ -51,8 +50,16 @@ def _cost_swing(bar: Swing) -> float:
     return 0.0 if bar.cost_low is None or bar.cost_high is None else abs(bar.cost_high - bar.cost_low)
 
 
-def _moves_cost(bar: Swing) -> bool:
-    return _cost_swing(bar) > 0.0
+def _always(point: Point) -> bool:
+    return True
+
+
+def _sends(point: Point) -> bool:
+    return point.ranks > 1
+
+
+def _is_priced(point: Point) -> bool:
+    return point.price_per_hour is not None
 
 
 def _relative(evaluator: Evaluator, point: Point, factor: float) -> str:
@@ -92,12 +99,12 @@ def _epochs(evaluator: Evaluator, point: Point, factor: float) -> str:
 
 
 INPUTS = (
-    Input("compute_speed", "speed of the device", lambda by: Change(compute_speed=by), _relative),
-    Input("link_rate", "rate of the links", lambda by: Change(link_rate=by), _link_rate),
-    Input("latency", "latency of messages", lambda by: Change(latency=by), _latency),
-    Input("message_costs", "time a message takes the transport", lambda by: Change(message_costs=by), _message_costs),
-    Input("message_bytes", "bytes of the halo exchange", lambda by: Change(message_bytes=by), _message_bytes),
-    Input("gap", "time between operations", lambda by: Change(gap=by), _gap),
-    Input("price", "price of a device", lambda by: Change(price=by), _price),
-    Input("epochs", "epochs of a training", lambda by: Change(epochs=by), _epochs),
+    Input("compute_speed", "speed of the device", lambda by: Change(compute_speed=by), _relative, _always),
+    Input("link_rate", "rate of the links", lambda by: Change(link_rate=by), _link_rate, _sends),
+    Input("latency", "latency of messages", lambda by: Change(latency=by), _latency, _sends),
+    Input("message_costs", "time a message takes the transport", lambda by: Change(message_costs=by), _message_costs, _sends),
+    Input("message_bytes", "bytes of the halo exchange", lambda by: Change(message_bytes=by), _message_bytes, _sends),
+    Input("gap", "time between operations", lambda by: Change(gap=by), _gap, _always),
+    Input("price", "price of a device", lambda by: Change(price=by), _price, _is_priced),
+    Input("epochs", "epochs of a training", lambda by: Change(epochs=by), _epochs, _always),
 )

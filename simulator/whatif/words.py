@@ -18,5 +18,5 @@ def duration(seconds: float) -> str:
 
 def amount(value: float, currency: str | None) -> str:
     """``12.30 EUR``."""
-    digits = 2 if abs(value) >= 0.1 else 4
+    digits = 2 if value == 0.0 or abs(value) >= 0.1 else 4
     return f"{value:,.{digits}f} {currency or ''}".rstrip()

@@ -110,6 +110,11 @@ def open_grid(document: Mapping[str, Any], origin: str) -> tuple[Grid, Names, Gr
     hardware = document.get("hardware")
     names = Names(load_catalogue(None if hardware is None else Path(str(hardware))), tuple(SELF_LOOP))
     grid = read_grid(document, names, defaults_of(config), origin)
+    if unknown := [each for each in grid.axes["layer"] if each not in SELF_LOOP]:
+        raise MisuseError(
+            f"{document['data']}: model.layer '{unknown[0]}' cannot be forecast without building it; "
+            f"give [model] layer: {', '.join(SELF_LOOP)}"
+        )
     return grid, names, GraphSource(config, grid.partitions == "fitted")
 
 

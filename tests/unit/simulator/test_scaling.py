@@ -310,3 +310,19 @@ def test_parts_without_neighbours_stay_consistent() -> None:
     by_parts = {2: case.assignment // 3, 4: case.assignment}  # the last part touches nobody
     scaling = fit_scaling([partition_statistics(case.graph, assignment) for assignment in by_parts.values()])
     check_like(scaling.statistics(4), scaling)
+
+
+@pytest.mark.parametrize(("nodes", "edges", "low", "high"), [(3, 3, 0.95, 1.05), (1, 2, 1.0, 1.25)])
+def test_a_grown_graph_is_like_one_that_is_that_large(nodes: int, edges: int, low: float, high: float) -> None:
+    settings = {"community_mixing": 0.1, "features": 4, "seed": 3}
+    small = partitioned(generate_graph(6000, 16, **settings), FITTED)
+    large = partitioned(generate_graph(6000 * nodes, 16 * edges / nodes, **settings), (4, 8))
+    grown = fitted(small).grown(nodes, edges)
+    for count, real_parts in large.items():
+        parts = grown.statistics(count)
+        check_consistent(parts, nodes=grown.nodes, entries=grown.entries, labelled=grown.labelled)
+        said, measured = summary(parts), summary(real_parts)
+        assert grown.nodes == sum(part.own for part in real_parts)
+        assert low < said["halo"] / measured["halo"] < high
+        assert 0.9 < said["cut"] / measured["cut"] < 1.1
+    assert grown.error(8) > fitted(small).error(8) == 0.0

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-RUN_FILE = Path(__file__).resolve().parents[4] / "traces/samples/generated-2-100mbit-full-cut/0/config.toml"
+REPOSITORY = Path(__file__).resolve().parents[4]
+RUN_FILE = REPOSITORY / "traces/samples/generated-2-100mbit-full-cut/0/config.toml"
 
 
 def grid_of(**tables: Any) -> dict[str, Any]:

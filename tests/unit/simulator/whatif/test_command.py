@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tests.unit.simulator.whatif.grids import RUN_FILE
+from tests.unit.simulator.whatif.grids import REPOSITORY, RUN_FILE
 
 from halocast.cli import run
 from halocast.cli.console import SweepProgress
@@ -99,7 +99,7 @@ def test_rows_are_the_evaluators(result: WhatIf, movable: Costs, evaluator: Call
 
 def test_impossible_rows_say_why_and_have_no_forecast(result: WhatIf) -> None:
     bad = result.table[result.table["ranks"] == 20_000]
-    assert set(bad["reason"]) == {"20000 ranks for 12000 nodes"}
+    assert set(bad["reason"]) == {"more ranks than nodes: 20000 for 12000"}
     assert bad[["epoch_seconds", "cost", "efficiency", "peak_bytes"]].isna().all().all()
     assert not bad["feasible"].any()
 
@@ -140,7 +140,7 @@ def test_answers_are_what_a_search_of_the_table_finds(result: WhatIf) -> None:
     assert result.answers.recommended == both.sort_values("cost")["scenario"].iloc[0]
     infeasible = int((~result.table["feasible"]).sum())
     assert result.answers.sentences[5].answer.startswith(f"{infeasible} of 60.")
-    assert "20000 ranks for 12000 nodes: 12" in result.answers.sentences[5].answer
+    assert "more ranks than nodes: 12" in result.answers.sentences[5].answer
 
 
 def test_knees_are_the_first_ranks_below_half(result: WhatIf) -> None:
@@ -178,6 +178,8 @@ def test_the_tornado_is_simulated(result: WhatIf) -> None:
     assert (price.seconds_low, price.seconds_high) == (row["training_seconds"],) * 2
     assert price.cost_high == pytest.approx(1.2 * row["cost"])
     assert bars["compute_speed"].seconds_low > row["training_seconds"] > bars["compute_speed"].seconds_high
+    assert row["ranks"] == 1
+    assert set(bars) == {"compute_speed", "gap", "price", "epochs"}  # nothing is sent
     swings = [abs(bar.seconds_high - bar.seconds_low) for bar in result.answers.tornado]
     assert swings == sorted(swings, reverse=True)
 
@@ -334,6 +336,45 @@ def test_costs_of_another_version_are_refused(
     old.write_text(json.dumps({**json.loads(movable_file.read_text()), "version": 1}))
     assert run(command(grid, old, tmp_path / "out")) == 2
     assert "costs of version 1; this halocast reads 2: calibrate again" in capsys.readouterr().err
+
+
+def test_the_example_runs(movable_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    example = Path("examples/capacity.toml")
+    assert run(command(example, movable_file, tmp_path / "out", "--sample", "40")) == 0
+    found = read_whatif(tmp_path / "out")
+    assert found.manifest.graph.nodes == 12_000
+    assert set(found.table["nodes"]) == {1_200_000}
+    assert any("larger graphs have the communities" in line for line in found.manifest.assumed)
+    assert found.table["feasible"].any()
+
+
+def test_devices_need_costs_with_ceilings(
+    grid: Path, calibration: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibration.costs.save(tmp_path / "bare.json")
+    assert run(command(grid, tmp_path / "bare.json", tmp_path / "out")) == 2
+    assert "calibrate again with `halocast calibrate`" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_hardware_of_ones_own_brings_its_price(movable_file: Path, tmp_path: Path) -> None:
+    own, path = tmp_path / "own.toml", tmp_path / "grid.toml"
+    figure = '{{ value = {}, source = "own", date = "2026" }}'.format
+    own.write_text(
+        f'[devices.Slate]\ntitle = "slate"\nkind = "cpu"\nmemory_rate = {figure(1e9)}\ngemm_rate = {figure(1e9)}\n'
+        f"copy_rate = {figure(1e9)}\nmemory_bytes = {figure(1e9)}\nprice_per_hour = {figure(7.0)}\n"
+    )
+    path.write_text(
+        f'data = "{RUN_FILE}"\nepochs = 10\nhardware = "{own}"\n[cluster]\ndevice = "slate"\nnetwork = "1gbit"\n'
+        '[prices]\ncurrency = "EUR"\n'
+    )
+    assert run(command(path, movable_file, tmp_path / "out")) == 0
+    found = read_whatif(tmp_path / "out")
+    (row,) = found.table.to_dict("records")
+    assert (row["device"], row["price_per_hour"], row["memory_bytes"]) == ("Slate", 7.0, 1_000_000_000)
+    assert row["cost"] == pytest.approx(row["training_seconds"] * 2 * 7.0 / 3600)
+    assert found.manifest.prices["Slate"].source == "own, 2026"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from halocast.simulator.costs import Costs
 from halocast.simulator.pricing import OperationTable
 from halocast.simulator.whatif.change import Change
 from halocast.simulator.whatif.evaluation import Evaluator
-from halocast.simulator.whatif.points import resolve
+from halocast.simulator.whatif.points import Point, resolve
+from halocast.simulator.whatif.tornado import tornado
 from halocast.traces.operations import Wait
 
 H100 = {"device": "H100", "network": "ethernet-100g"}
@@ -136,7 +137,11 @@ def test_filters_say_everything_that_is_missed(evaluator: Callable[..., Evaluato
     strict = evaluator(cluster={"ranks": 2}, prices={"currency": "EUR", "default": 1.0}, filters=filters)
     row = strict.row({})
     assert not row["feasible"]
-    assert row["reason"] == "may need more memory than there is; misses the deadline; is over the budget"
+    memory, deadline, budget = row["reason"].split("; ")
+    assert memory == f"may need more memory than there is: {row['peak_high'] / 1e9:.3g} GB of 1e-06 GB"
+    assert deadline.startswith("misses the deadline: ")
+    assert deadline.endswith(" of 1 ms")
+    assert budget.startswith("is over the budget: ")
     assert row["epoch_seconds"] > 0  # it has a forecast all the same
     roomy = evaluator(cluster={"ranks": 2}, filters={"memory": "device", "deadline": "1h"})
     assert roomy.row({})["feasible"]
@@ -145,10 +150,10 @@ def test_filters_say_everything_that_is_missed(evaluator: Callable[..., Evaluato
 @pytest.mark.parametrize(
     ("point", "reason"),
     [
-        ({"ranks": 8, "devices_per_host": 3, **H100, "inside": "pcie-5"}, "8 ranks do not fill hosts of 3"),
-        ({"ranks": 12_001, **H100}, "12001 ranks for 12000 nodes"),
-        ({"ranks": 4, "devices_per_host": 2, **H100}, "2 devices a host need a link inside it"),
-        ({"ranks": 4, "device": "H100"}, "hosts of their own need a network between them"),
+        ({"ranks": 8, "devices_per_host": 3, **H100, "inside": "pcie-5"}, "hosts are not full: ranks 8 on hosts of 3"),
+        ({"ranks": 12_001, **H100}, "more ranks than nodes: 12001 for 12000"),
+        ({"ranks": 4, "devices_per_host": 2, **H100}, "nothing joins the devices of a host: give inside, for 2 of them"),
+        ({"ranks": 4, "device": "H100"}, "nothing joins the hosts: give a network"),
     ],
 )
 def test_what_cannot_be_says_why(free: Evaluator, point: dict[str, Any], reason: str) -> None:
@@ -159,7 +164,8 @@ def test_what_cannot_be_says_why(free: Evaluator, point: dict[str, Any], reason:
 
 def test_an_operation_that_was_never_calibrated_is_a_reason(free: Evaluator) -> None:
     row = free.row({"ranks": 2, "savings": "all"})
-    assert row["reason"].startswith("no calibrated cost for ")
+    assert row["reason"].startswith("no calibrated cost for Transform ")
+    assert "; " not in row["reason"]
 
 
 @pytest.mark.parametrize(
@@ -168,6 +174,8 @@ def test_an_operation_that_was_never_calibrated_is_a_reason(free: Evaluator) -> 
         ({"rank": 4}, "unknown input 'rank'; did you mean 'ranks'?"),
         ({"device": "h10"}, "unknown 'h10'; did you mean 'h100'?"),
         ({"bits": 7}, "no width"),
+        ({"price_per_hour": -1}, "price_per_hour = -1: allowed are numbers from 0 on"),
+        ({"price_per_hour": "dear"}, "price_per_hour: 'dear' is no number"),
     ],
 )
 def test_a_misspelt_point_is_refused(free: Evaluator, point: dict[str, Any], message: str) -> None:
@@ -200,3 +208,22 @@ def test_changes_move_what_they_should(free: Evaluator) -> None:
     assert free.evaluate(point, Change(epochs=3.0))["training_seconds"] == pytest.approx(3 * usual["training_seconds"])
     for change in (Change(latency=100.0), Change(message_costs=100.0)):
         assert free.evaluate(point, change)["epoch_seconds"] > usual["epoch_seconds"]
+
+
+def test_the_widest_bar_is_what_binds(free: Evaluator) -> None:
+    inputs = {**{name: values[0] for name, values in free.grid.axes.items()}, "ranks": 4, **H100, "network": "200mbit"}
+    point = resolve(inputs)
+    usual, bars = free.evaluate(point), tornado(free, point)
+    by_input = {bar.input: bar for bar in bars}
+    assert set(by_input) == {"compute_speed", "link_rate", "latency", "message_costs", "message_bytes", "gap", "epochs"}
+    assert usual["binds"] == "exchange"
+    assert {bar.input for bar in bars[:3]} == {"epochs", "link_rate", "message_bytes"}
+    link = by_input["link_rate"]
+    assert (link.low, link.high) == ("0.16 Gbit/s", "0.24 Gbit/s")
+    slow, fast = free.row({**_named(point), "network": "160mbit"}), free.row({**_named(point), "network": "240mbit"})
+    assert (link.seconds_low, link.seconds_high) == pytest.approx((slow["training_seconds"], fast["training_seconds"]))
+    assert all(bar.cost_low is None for bar in bars)
+
+
+def _named(point: Point) -> dict[str, Any]:
+    return {"ranks": point.ranks, "device": point.device}
