@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -19,16 +18,25 @@ from halocast.reports.comparison import (
     draw_metric_by_epoch,
     seconds_done,
 )
-from halocast.reports.document import Basis, Block, Column, Document, Fact, Picture, Section, Table, Text, Tiles, Value
-from halocast.reports.estimates import Estimate, Scatter, between_runs, ratio
+from halocast.reports.document import Basis, Block, Column, Document, Fact, Picture, Section, Table, Text, Tiles
+from halocast.reports.estimates import Scatter, between_runs
 from halocast.reports.imbalance import breakdown_picture, key_of
-from halocast.reports.page import marks_of
 from halocast.reports.ranks import HIDDEN, PARTS
+from halocast.reports.standings import (
+    TIMES,
+    Standing,
+    interval_words,
+    speed,
+    speed_words,
+    standings_of,
+    times_picture,
+    times_table,
+)
 from halocast.reports.subjects import Group, Subject, differences, grouped
-from halocast.reports.widths import mean_bits, together
+from halocast.reports.totals import TOTALS, totals_picture, totals_table
 from halocast.reports.words import byte_count, time_span
 
-TIMES, PARTS_TABLE, TOTALS, DIFFERENCES, RUNS = "times", "parts", "totals", "differences", "runs"
+PARTS_TABLE, DIFFERENCES = "parts", "differences"
 """Identities of tables."""
 COLOURS = (
     figures.MUTED, figures.BLUE, figures.VERMILION, figures.GREEN, figures.PURPLE, figures.ORANGE, figures.SKY, figures.PLUM,
@@ -39,21 +47,6 @@ EPOCHS_ONLY = (
     "the intervals of measured times are of the epochs of these runs alone: another run of the same configuration scatters "
     "by more. Give several runs of each to have that counted"
 )
-
-
-@dataclass(frozen=True)
-class Standing:
-    """A group beside the reference."""
-
-    group: Group
-    estimate: Estimate | None
-    against: Estimate | None
-    """Its epoch time over the reference's; None for the reference and where a time is not known."""
-
-    @property
-    def differs(self) -> bool:
-        """Whether the interval of the ratio leaves 1 out."""
-        return self.against is not None and not self.against.low <= 1.0 <= self.against.high
 
 
 def compare_document(subjects: Sequence[Subject], reference: str = "") -> Document:
@@ -76,7 +69,7 @@ def compare_document(subjects: Sequence[Subject], reference: str = "") -> Docume
             ],
         ),
         *parts_section(groups),
-        Section("Bytes, widths, memory, accuracy", [totals_table(groups)]),
+        Section("Bytes, widths, memory, accuracy", [totals_picture(groups), totals_table(groups)]),
         *learning(groups),
         Section("What differs in what was asked", [differences_block(groups)]),
     ]
@@ -105,16 +98,6 @@ def referred(groups: list[Group], reference: str) -> list[Group]:
     return [first, *(group for group in groups if group is not first)]
 
 
-def standings_of(groups: Sequence[Group], scatter: Scatter | None) -> list[Standing]:
-    """Every group with its epoch time and how that stands to the first one's."""
-    estimates = [group.estimate(scatter) for group in groups]
-    base = estimates[0]
-    return [
-        Standing(group, estimate, ratio(estimate, base) if place and estimate is not None and base is not None else None)
-        for place, (group, estimate) in enumerate(zip(groups, estimates, strict=True))
-    ]
-
-
 def verdict(standings: Sequence[Standing], scatter: Scatter | None) -> str:
     """The fastest beside the reference."""
     known = [each for each in standings[1:] if each.against is not None]
@@ -124,26 +107,15 @@ def verdict(standings: Sequence[Standing], scatter: Scatter | None) -> str:
     if not known:
         return "No epoch times to compare."
     best = min(known, key=lambda each: each.against.value if each.against is not None else np.inf)
-    said = speed_words(best)
+    said = f"is {speed_words(best)}"
     kind = ", as forecast," if Basis.FORECAST in (best.group.basis, standings[0].group.basis) else ""
-    others = [f"{each.group.name} {speed_words(each)}" for each in known if each is not best]
+    others = [f"{each.group.name} is {speed_words(each)}" for each in known if each is not best]
     more = f"; {'; '.join(others[:2])}" if others else ""
     return (
         f"{best.group.name}{kind} {said} than {standings[0].group.name}{more}."
         if best.differs
         else (f"{best.group.name}{kind} {said}: {standings[0].group.name} may be as fast{more}.")
     )
-
-
-def speed_words(standing: Standing) -> str:
-    """``is 3.4 × faster (3.1 to 3.7)``."""
-    found = standing.against
-    assert found is not None
-    slower = found.value > 1.0
-    value, low, high = (found.value, found.low, found.high) if slower else (1 / found.value, 1 / found.high, 1 / found.low)
-    word = "slower" if slower else "faster"
-    digits = figures.three_digits
-    return f"is {digits(value)} × {word} ({digits(low)} to {digits(high)})"
 
 
 def tiles(standings: Sequence[Standing]) -> Tiles:
@@ -159,18 +131,14 @@ def tiles(standings: Sequence[Standing]) -> Tiles:
     best = min(known, key=lambda each: each.against.value if each.against is not None else np.inf)
     assert best.estimate is not None
     group = best.group
-    facts.append(
-        Fact("Fastest, epoch time", time_span(best.estimate.value), group.basis, f"{group.name}; {interval_words(best)}", TIMES)
-    )
+    named = "Fastest of the others" if len(standings) > 2 else "Beside it"
     facts.append(
         Fact(
-            "Fastest against the reference",
-            speed_words(best).removeprefix("is ").partition(" (")[0],
-            group.basis,
-            f"95 % between {speed_words(best).partition(' (')[2].rstrip(')').replace(' to ', ' and ')}",
-            TIMES,
+            f"{named}, epoch time", time_span(best.estimate.value), group.basis, f"{group.name}; {interval_words(best)}", TIMES
         )
     )
+    words, (low, high) = speed(best)
+    facts.append(Fact(f"{named}, against the reference", words, group.basis, f"between {low} and {high} ×", TIMES))
     if group.sent and base.group.sent:
         sent = f"{byte_count(group.sent)} an epoch, reference {byte_count(base.group.sent)}"
         facts.append(Fact("Bytes against the reference", change_words(group.sent / base.group.sent), group.basis, sent, TOTALS))
@@ -193,90 +161,6 @@ def change_words(value: float) -> str:
         else f"{figures.three_digits(value)} × more"
         if value > 1
         else "as many"
-    )
-
-
-def interval_words(standing: Standing) -> str:
-    assert standing.estimate is not None
-    level = 90 if standing.group.basis is Basis.FORECAST else 95
-    return f"{level} % between {time_span(standing.estimate.low)} and {time_span(standing.estimate.high)}"
-
-
-def times_picture(standings: Sequence[Standing]) -> Picture:
-    """Epoch times with their intervals, on one axis; single runs as ticks where there are several."""
-    known = [each for each in standings if each.estimate is not None]
-    figure = figures.new_figure(min(12.0, 1.2 + 0.42 * max(2, len(known))))
-    axes = figure.add_subplot()
-    texts, values = [], []
-    for row, each in enumerate(known):
-        assert each.estimate is not None
-        value, low, high = (1e3 * number for number in (each.estimate.value, each.estimate.low, each.estimate.high))
-        is_forecast = each.group.basis is Basis.FORECAST
-        colour = COLOURS[min(row, 1)]
-        axes.plot((low, high), (row, row), color=colour, linewidth=6, alpha=0.4, solid_capstyle="butt")
-        axes.plot(value, row, marker="D" if is_forecast else "o", markersize=7, color=colour, markerfacecolor="none" if is_forecast else colour)  # noqa: E501 # fmt: skip
-        if len(each.group.runs) > 1:
-            medians = [1e3 * float(np.median(run)) for run in each.group.runs]
-            axes.plot(medians, [row] * len(medians), linestyle="", marker="|", markersize=11, color=figures.INK)
-        axes.annotate(figures.duration(value), (max(value, high), row), (8, 0), textcoords="offset points", va="center", fontsize=8.5, color=figures.INK)  # noqa: E501 # fmt: skip
-        texts.append(f"{each.group.name}\n{figures.duration(value)}, {interval_words(each)}")
-        values.append(value)
-    axes.set_yticks(range(len(known)), [each.group.name for each in known], parse_math=False)
-    axes.set_ylim(len(known) - 0.5, -0.5)
-    axes.set_xlim(0, 1.15 * max(1e3 * each.estimate.high for each in known if each.estimate is not None))
-    figures.style(axes, xlabel="ms of an epoch", grid="x")
-    axes.tick_params(axis="y", length=0, labelsize=9, labelcolor=figures.INK)
-    figures.headline(
-        axes,
-        "Epoch time",
-        "dots: medians; hollow: forecast; bands: 95 % of what was measured, 90 % of a forecast; strokes: single runs",
-    )
-    return Picture(
-        "times-picture",
-        figure,
-        "Epoch times: " + "; ".join(text.replace("\n", " ") for text in texts),
-        marks=marks_of(figure, axes, values, range(len(values)), texts),
-        rows=TIMES,
-    )
-
-
-def times_table(standings: Sequence[Standing], scatter: Scatter | None) -> Table:
-    """A row a group."""
-    rows: list[Sequence[Value]] = []
-    for each in standings:
-        known, against = each.estimate, each.against
-        rows.append(
-            (
-                each.group.name,
-                str(each.group.basis),
-                len(each.group.members),
-                sum(len(run) for run in each.group.runs) or None,
-                *((None,) * 3 if known is None else (known.value, known.low, known.high)),
-                *((None,) * 3 if against is None else (against.value, against.low, against.high)),
-                "reference" if each is standings[0] else "" if against is None else "yes" if each.differs else "no",
-            )
-        )
-    counted = (
-        "" if scatter is None else f"; runs of one configuration scatter by {100 * scatter.deviation:.1f} %, which is counted"
-    )
-    return Table(
-        TIMES,
-        f"Epoch times: 95 % intervals of measured ones, 90 % of forecasts{counted}",
-        (
-            Column("name"),
-            Column("basis"),
-            Column("runs", "count"),
-            Column("epochs", "count"),
-            Column("epoch", "seconds", key="epoch_seconds"),
-            Column("low", "seconds", key="low_seconds"),
-            Column("high", "seconds", key="high_seconds"),
-            Column("of the reference's", "ratio", key="ratio"),
-            Column("from", "ratio", key="ratio_low"),
-            Column("to", "ratio", key="ratio_high"),
-            Column("differs"),
-        ),
-        rows,
-        main=True,
     )
 
 
@@ -304,56 +188,6 @@ def parts_section(groups: Sequence[Group]) -> list[Section]:
     if left_out:
         blocks.append(Text(f"Without a trace, so not shown here: {', '.join(left_out)}."))
     return [Section("Where the epoch goes", blocks)]
-
-
-def totals_table(groups: Sequence[Group]) -> Table:
-    """Everything that is one number a group, with ratios to the first."""
-    base = groups[0]
-    metric = base.first.metric.replace("_", " ")
-
-    def over(value: Value, other: Value) -> float | None:
-        return value / other if isinstance(value, int | float) and isinstance(other, int | float) and other else None
-
-    rows: list[Sequence[Value]] = []
-    for each in groups:
-        widths = together([exchange for member in each.members for exchange in member.exchanges])
-        rows.append(
-            (
-                each.name,
-                str(each.basis),
-                each.first.world_size,
-                each.sent or None,
-                over(each.sent, base.sent),
-                each.exchanged or None,
-                over(each.exchanged, base.exchanged),
-                mean_bits(widths) or None,
-                each.peak,
-                over(each.peak, base.peak),
-                each.loss,
-                *(each.score(split) for split in ("train", "val", "test")),
-            )
-        )
-    return Table(
-        TOTALS,
-        f"Each beside the reference, {base.name}",
-        (
-            Column("name"),
-            Column("basis"),
-            Column("ranks", "count"),
-            Column("sent an epoch", "bytes", key="bytes_per_epoch"),
-            Column("sent, ratio", "ratio", key="bytes_ratio"),
-            Column("exchanged", "bytes", key="exchange_bytes_per_epoch"),
-            Column("exchanged, ratio", "ratio", key="exchange_ratio"),
-            Column("mean width, bits", "bits", key="mean_bits"),
-            Column("peak of a rank", "bytes", key="peak_bytes"),
-            Column("peak, ratio", "ratio", key="peak_ratio"),
-            Column("training loss", "number", key="loss"),
-            Column(f"{metric} on training", "number", key="train"),
-            Column("on validation", "number", key="val"),
-            Column("on test", "number", key="test"),
-        ),
-        rows,
-    )
 
 
 def learning(groups: Sequence[Group]) -> list[Section]:

@@ -27,6 +27,7 @@ from halocast.reports.figures import (
     legend_below,
     markers,
     sentence_case,
+    show_epochs,
     style,
     three_digits,
 )
@@ -151,9 +152,11 @@ def draw_curves(axes: Axes, curves: Sequence[Curve], column: str, *, by_clock: b
                 label=curve.name,
             )
     style(axes, xlabel="seconds, everything counted" if by_clock else "epoch", grid="y")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=not by_clock))
     if by_clock:
+        axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.set_xlim(left=0.0)
+    else:
+        show_epochs(axes, pd.concat([curve.metrics[["epoch"]] for curve in curves]))
     if not drawn:
         axes.set_yticks([])
         axes.text(0.5, 0.5, "not evaluated", transform=axes.transAxes, ha="center", color=MUTED, fontsize=9)

@@ -28,7 +28,7 @@ from halocast.reports.figures import (
     three_digits,
 )
 from halocast.reports.page import boxes_of
-from halocast.reports.ranks import HIDDEN, PART_COLOURS, PARTS, RankTimes, last_to_send
+from halocast.reports.ranks import HIDDEN, PART_COLOURS, PARTS, RankTimes, last_shares, last_to_send
 from halocast.traces.trace import COMPUTE, TRAIN, Trace
 from halocast.traces.workload import Workload
 
@@ -173,7 +173,7 @@ def imbalance_table(trace: Trace, times: RankTimes, devices: Sequence[str], basi
     traffic = own[(own["stream"] == COMPUTE) & (own["op"] == "Exchange")].groupby("rank")[["bytes_out", "bytes_in"]].sum()
     traffic = traffic.reindex(times.parts.index, fill_value=0) / len(times.epochs)
     parts = workload_parts(trace)
-    last = last_to_send(trace, times.epochs)
+    last = last_shares(last_to_send(trace, times.epochs), len(times.parts))
     holdups = times.holdups
     rows = []
     for rank in times.parts.index.tolist():

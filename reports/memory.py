@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from halocast.reports.document import Basis, Column, Picture, Table
+from halocast.reports.document import Basis, Column, Picture, Table, Value
 from halocast.reports.figures import BLUE, GRID, INK, SKY, VERMILION, headline, legend_below, new_figure, style
 from halocast.reports.page import boxes_of
-from halocast.reports.words import byte_count
+from halocast.reports.words import byte_count, byte_unit
 from halocast.simulator.catalogue import load_catalogue
 from halocast.traces.trace import Trace
 
@@ -19,7 +19,6 @@ MEMORY = "memory"
 """Identity of the table."""
 FAR = 2.5
 """A capacity so many times the highest bar is told, not drawn."""
-UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def memory_picture(ranks: Sequence[RankMemory], capacity: Capacity | None, basis
     """Stacked bars by rank; a line at the capacity, a diamond at each forecast."""
     bars = len(ranks)
     highest = max(max(each.whole, each.interpreter + (each.forecast or 0)) for each in ranks)
-    unit, unit_name = next(((unit, name) for unit, name in UNITS if highest >= unit), (1.0, "B"))
+    unit, unit_name = byte_unit(highest)
     figure = new_figure(min(9.0, 1.5 + 0.36 * max(2, bars)))
     axes = figure.add_subplot()
     largest = max(each.whole for each in ranks)
@@ -142,35 +141,33 @@ def memory_picture(ranks: Sequence[RankMemory], capacity: Capacity | None, basis
 
 
 def memory_table(ranks: Sequence[RankMemory], capacity: Capacity | None, basis: Basis, source: str) -> Table:
-    """A row a rank."""
-    return Table(
-        MEMORY,
-        "Memory at the peak" + (f"; capacity: {capacity.words}" if capacity is not None else ""),
-        (
-            Column("rank", "count"),
-            Column("Python and its libraries", "bytes", key="interpreter_bytes"),
-            Column("graph, features and weights", "bytes", key="before_training_bytes"),
-            Column("training", "bytes", key="training_bytes"),
-            Column("all", "bytes", key="whole_bytes"),
+    """A row a rank; columns of forecast and capacity where there are such."""
+    columns = [
+        Column("rank", "count"),
+        Column("Python and its libraries", "bytes", key="interpreter_bytes"),
+        Column("graph, features and weights", "bytes", key="before_training_bytes"),
+        Column("training", "bytes", key="training_bytes"),
+        Column("all", "bytes", key="whole_bytes"),
+    ]
+    rows: list[list[Value]] = [
+        [rank, each.interpreter, each.before_training, each.training, each.whole] for rank, each in enumerate(ranks)
+    ]
+    if any(each.forecast is not None for each in ranks):
+        columns += [
             Column("all but Python, as forecast", "bytes", Basis.FORECAST, key="forecast_bytes"),
-            Column("off by", "change", Basis.FORECAST, key="forecast_error"),
-            Column("capacity", "bytes", None if capacity is None else capacity.basis, key="capacity_bytes"),
-        ),
-        [
-            (
-                rank,
-                each.interpreter,
-                each.before_training,
-                each.training,
-                each.whole,
-                each.forecast,
-                None
-                if each.forecast is None or each.whole == each.interpreter
-                else each.forecast / (each.whole - each.interpreter) - 1,
-                None if capacity is None else capacity.bytes,
-            )
-            for rank, each in enumerate(ranks)
-        ],
-        basis,
-        source,
-    )
+            Column("off by", "change", key="forecast_error"),
+        ]
+        for row, each in zip(rows, ranks, strict=True):
+            row += [each.forecast, off_by(each)]
+    if capacity is not None:
+        columns.append(Column("capacity", "bytes", capacity.basis, key="capacity_bytes"))
+        for row in rows:
+            row.append(capacity.bytes)
+    caption = "Memory at the peak" + (f"; capacity: {capacity.words}" if capacity is not None else "")
+    return Table(MEMORY, caption, columns, rows, basis, source)
+
+
+def off_by(rank: RankMemory) -> float | None:
+    """Of the forecast: signed, forecast / measured - 1."""
+    measured = rank.whole - rank.interpreter
+    return None if rank.forecast is None or not measured else rank.forecast / measured - 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -171,12 +171,15 @@ def covered(spans: pd.DataFrame) -> float:
     return float(np.clip(right - np.maximum(left, reached), 0, None).sum()) / 1e9
 
 
-def last_to_send(trace: Trace, epochs: tuple[int, ...]) -> pd.Series:
-    """By rank: the share of the exchanges in which it was the last to send."""
+def last_to_send(trace: Trace, epochs: Sequence[int]) -> pd.DataFrame:
+    """A row an exchange of an epoch: epoch, layer, direction, and the rank that was the last to send."""
     spans = trace.aligned().spans
     own = spans[
         (spans["phase"] == TRAIN) & spans["epoch"].isin(epochs) & (spans["stream"] == COMPUTE) & (spans["op"] == "Exchange")
     ]
-    last = own.sort_values("start_ns").groupby(EXCHANGE)["rank"].last()
-    shares = last.value_counts(normalize=True)
-    return shares.reindex(range(trace.manifest.world_size), fill_value=0.0)
+    return own.sort_values("start_ns").groupby(EXCHANGE)["rank"].last().reset_index()
+
+
+def last_shares(last: pd.DataFrame, ranks: int) -> pd.Series:
+    """By rank: the share of those exchanges in which it was the last."""
+    return last["rank"].value_counts(normalize=True).reindex(range(ranks), fill_value=0.0)

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from halocast.reports.document import Basis, Column, Picture, Table
 from halocast.reports.figures import (
@@ -36,7 +38,8 @@ OPERATIONS = "operations"
 """Identity of the table."""
 KEY = ["op", "detail", "layer", "direction"]
 VALUE_BYTES, INDEX_BYTES = 4, 4
-MOST_NUMBERED = 24
+NUMBER_SPACING = 0.06, 0.1
+"""Decades across and up that two numbers need between them."""
 HEIGHT = 4.6
 WAITING = ("Wait", "Exchange", "AllReduce", "Fetch", "AllToAll", "Upload")
 
@@ -114,13 +117,18 @@ def roofline_picture(operations: Sequence[OperationTotals], ceilings: Ceilings |
     axes.set_yscale("log")
     colours = [OPERATION_COLOURS.get(each.op, UNKNOWN_COLOUR) for _, each in shown]
     axes.scatter(x, y, s=60 + 900 * time / time.max(), c=colours, edgecolors=PAPER, linewidths=0.8, alpha=0.9, zorder=2)
-    for place, (number, _) in enumerate(shown[:MOST_NUMBERED]):
+    for place in apart(np.log10(np.column_stack([x, y]))):
         ink = PAPER if colours[place] in DARK else INK_ON_COLOUR
-        axes.annotate(str(number), (x[place], y[place]), ha="center", va="center", fontsize=7.5, color=ink, zorder=3)
+        number = str(shown[place][0])
+        axes.annotate(number, (x[place], y[place]), ha="center", va="center", fontsize=7.5, color=ink, zorder=3)
     low, high = float(x.min()) / 2, float(x.max()) * 2
     if ceilings is not None:
         across = np.geomspace(low, max(high, 2 * ceilings.gemm_rate / ceilings.memory_rate), 200)
         axes.plot(across, np.minimum(across * ceilings.memory_rate, ceilings.gemm_rate) / 1e9, color=INK, linewidth=1.6)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=30))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_locator(NullLocator())
     style(axes, xlabel="flop for each byte moved (assumed: every row once)", grid="y")
     axes.set_ylabel("Gflop/s of a rank", fontsize=8.5, color=MUTED)
     roof = (
@@ -148,6 +156,16 @@ def roofline_picture(operations: Sequence[OperationTotals], ceilings: Ceilings |
         marks=marks_of(figure, axes, x, y, texts),
         rows=OPERATIONS,
     )
+
+
+def apart(points: npt.NDArray[np.float64]) -> list[int]:
+    """Places of those points, the first ones first, that no chosen one is too near to for a number in each."""
+    chosen: list[int] = []
+    for place, point in enumerate(points):
+        distances = np.abs(points[chosen] - point) / NUMBER_SPACING
+        if not chosen or (distances > 1.0).any(axis=1).all():
+            chosen.append(place)
+    return chosen
 
 
 def operations_table(operations: Sequence[OperationTotals], basis: Basis, source: str) -> Table:

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 
 from halocast.reports.document import Basis, Column, Picture, Table
-from halocast.reports.figures import BLUE, INK, INK_ON_COLOUR, MUTED, PAPER, headline, new_figure, style
+from halocast.reports.figures import INK, INK_ON_COLOUR, MUTED, PAPER, headline, new_figure, style
 from halocast.reports.page import boxes_of
 from halocast.reports.widths import draw_widths, mean_bits
 from halocast.reports.words import byte_count
@@ -22,7 +22,8 @@ MATRIX, EXCHANGES = "bytes-matrix", "exchanges"
 """Identities of tables."""
 MOST_NUMBERED = 16
 """Ranks; the cells of more are too small for numbers."""
-LIGHTEST = "#eef4f9"
+LIGHTEST, DARKEST = "#dce9f2", "#00659f"
+"""None of the colours that a dark page replaces: a scale must stay one."""
 CELL, LARGEST, TITLE = 0.44, 6.5, 1.3
 """Inches: of a rank's row, of the whole matrix, of title and axis."""
 
@@ -56,12 +57,14 @@ def of_epochs(trace: Trace, epochs: Sequence[int]) -> pd.DataFrame:
 def matrix_picture(matrix: npt.NDArray[np.float64], basis: Basis) -> Picture:
     """Who sends how much to whom: senders down, receivers across."""
     world = len(matrix)
-    side = min(LARGEST, max(2.2, CELL * world))
+    side = min(LARGEST, max(1.3, CELL * world))
     figure = new_figure(side + TITLE)
     axes = figure.add_subplot()
-    colours = LinearSegmentedColormap.from_list("bytes", (LIGHTEST, BLUE))
+    colours = LinearSegmentedColormap.from_list("bytes", (LIGHTEST, DARKEST))
     highest = max(matrix.max(initial=0.0), 1.0)
-    axes.pcolormesh(np.arange(world + 1) - 0.5, np.arange(world + 1) - 0.5, matrix, cmap=colours, vmin=0.0, vmax=highest, edgecolor=PAPER, linewidth=0.6)  # noqa: E501 # fmt: skip
+    edges = np.arange(world + 1) - 0.5
+    sent = np.ma.masked_equal(matrix, 0.0)  # nothing was sent, and nothing is drawn
+    axes.pcolormesh(edges, edges, sent, cmap=colours, vmin=0.0, vmax=highest, edgecolor=PAPER, linewidth=0.6)
     axes.set_ylim(world - 0.5, -0.5)
     senders, receivers = (each.ravel() for each in np.indices(matrix.shape))
     if world <= MOST_NUMBERED:
@@ -151,8 +154,14 @@ def widths_picture(exchanges: Sequence[ExchangeWidths], basis: Basis) -> Picture
     )
 
 
-def exchanges_table(exchanges: Sequence[ExchangeWidths], basis: Basis, source: str) -> Table:
-    """A row an exchange."""
+def exchanges_table(exchanges: Sequence[ExchangeWidths], last: pd.DataFrame, basis: Basis, source: str) -> Table:
+    """A row an exchange; `last` says which rank was the last to send in each epoch's."""
+
+    def most_often(each: ExchangeWidths) -> tuple[int | None, float | None]:
+        own = last.loc[(last["layer"] == each.layer) & (last["direction"] == each.direction), "rank"]
+        counts = own.value_counts(normalize=True).sort_index().sort_values(ascending=False, kind="stable")
+        return (int(counts.index[0]), float(counts.iloc[0])) if len(counts) else (None, None)
+
     return Table(
         EXCHANGES,
         "Exchanges of an epoch, all ranks together",
@@ -163,6 +172,8 @@ def exchanges_table(exchanges: Sequence[ExchangeWidths], basis: Basis, source: s
             Column("bytes", "bytes", key="bytes"),
             Column("mean width, bits", "bits", key="mean_bits"),
             Column("messages by width"),
+            Column("most often last to send, rank", "count", key="last_rank"),
+            Column("how often", "percent", key="last_share"),
         ),
         [
             (
@@ -172,6 +183,7 @@ def exchanges_table(exchanges: Sequence[ExchangeWidths], basis: Basis, source: s
                 each.bytes,
                 mean_bits(each.histogram) if each.histogram else None,
                 ", ".join(f"{rows:,} at {bits}" for bits, rows in each.histogram.items()) or None,
+                *most_often(each),
             )
             for each in exchanges
         ],

@@ -27,7 +27,7 @@ from halocast.reports.imbalance import (
     imbalance_words,
 )
 from halocast.reports.memory import MEMORY, capacity_of, memory_picture, memory_table, rank_memory
-from halocast.reports.ranks import RankTimes, rank_times
+from halocast.reports.ranks import RankTimes, last_to_send, rank_times
 from halocast.reports.roofline import operation_totals, operations_table, roofline_picture
 from halocast.reports.traffic import (
     EXCHANGES,
@@ -261,7 +261,7 @@ def messages(run: TrainRun, times: RankTimes, source: str) -> list[Block]:
     blocks: list[Block] = [matrix_picture(matrix, run.basis), matrix_table(matrix, run.basis, source)]
     if any(each.histogram for each in widths):
         blocks.append(widths_picture(widths, run.basis))
-    return [*blocks, exchanges_table(widths, run.basis, source)]
+    return [*blocks, exchanges_table(widths, last_to_send(run.trace, times.epochs), run.basis, source)]
 
 
 def learning(run: TrainRun) -> list[Block]:

@@ -9,6 +9,8 @@ from halocast.reports.figures import duration, three_digits
 
 NOTHING = "–"
 """What stands for a value that is not there."""
+BYTE_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+"""For axes, the largest first."""
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 
 
@@ -78,6 +80,11 @@ def byte_count(size: float) -> str:
             return f"{size:.0f} B" if unit == "B" else f"{three_digits(size)} {unit}"
         size /= 1000
     return f"{three_digits(size)} TB"
+
+
+def byte_unit(largest: float) -> tuple[float, str]:
+    """The unit of an axis up to `largest` bytes: its size and its name."""
+    return next((unit for unit in BYTE_UNITS if largest >= unit[0]), BYTE_UNITS[-1])
 
 
 def money(amount: float, currency: str) -> str:

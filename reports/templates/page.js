@@ -131,7 +131,7 @@
     draw();
   });
 
-  // Folded tables open where a link leads to them, and on paper.
+  // Folded tables open where a link leads to them.
   const unfold = () => {
     const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
     const fold = target && target.closest("details");
@@ -140,12 +140,6 @@
   };
   window.addEventListener("hashchange", unfold);
   if (location.hash) unfold();
-  const closed = [];
-  window.addEventListener("beforeprint", () => {
-    closed.push(...document.querySelectorAll("details:not([open])"));
-    closed.forEach((fold) => { fold.open = true; });
-  });
-  window.addEventListener("afterprint", () => closed.splice(0).forEach((fold) => { fold.open = false; }));
 
   document.querySelectorAll("figure.speaks").forEach((figure) => {
     const marks = JSON.parse(figure.querySelector("script.marks").textContent);

@@ -277,6 +277,8 @@ def _config_of(folder: Path, trace: Trace | None) -> dict[str, Any]:
 
 def names_of(folders: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths that tell them apart."""
+    if not folders:
+        return []
     resolved = [folder.resolve() for folder in folders]
     for depth in range(1, max(len(path.parts) for path in resolved) + 1):
         names = ["/".join(path.parts[-depth:]) for path in resolved]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -172,23 +172,31 @@ def capacity_report(folders: Sequence[Path], costs: Path | None, reference: str)
 
 def forecast_report(folders: Sequence[Path], costs: Path | None, reference: str) -> Document:
     """Of a validation folder, or of runs with the forecasts beside them."""
+    tables = [folder for folder in folders if kind_of(folder) is Kind.VALIDATION]
+    if len(tables) > 1:
+        raise MisuseError(f"{tables[1]} is a second validation folder; report one at a time")
+    runs = [(folder, beside(folder)) for folder in folders if folder not in tables]
+
     from halocast.reports.forecast import ForecastPair, forecast_document
     from halocast.traces.trace import read_trace
 
-    validation: dict[str, Any] | None = None
-    pairs = []
-    for folder, name in zip(folders, names_of(folders), strict=True):
-        if kind_of(folder) is Kind.VALIDATION:
-            validation = read_document(folder / VALIDATION)
-            continue
-        beside = forecast_beside(folder)
-        if beside is None:
-            raise MisuseError(
-                f"{folder} has no forecast beside it; make one with halocast forecast ... --out {folder / 'forecast'}, "
-                "or report the run with --kind train"
-            )
-        pairs.append(ForecastPair(read_run(folder), read_document(beside / FORECAST), read_trace(beside / "trace"), name))
+    pairs = [
+        ForecastPair(read_run(run), read_document(said / FORECAST), read_trace(said / "trace"), name)
+        for (run, said), name in zip(runs, names_of([run for run, _ in runs]), strict=True)
+    ]
+    validation = read_document(tables[0] / VALIDATION) if tables else None
     return forecast_document(pairs, validation, ", ".join(map(str, folders)))
+
+
+def beside(run: Path) -> Path:
+    """The folder of a run's forecast. Raises MisuseError where there is none."""
+    found = forecast_beside(run)
+    if found is None:
+        raise MisuseError(
+            f"{run} has no forecast beside it; make one with halocast forecast ... --out {run / 'forecast'}, "
+            "or report the run with --kind train"
+        )
+    return found
 
 
 BUILDERS = {"train": train_report, "compare": compare_report, "capacity": capacity_report, "forecast": forecast_report}

@@ -248,5 +248,6 @@ def report_result(console: Console, result: dict[str, Any]) -> None:
     )
     if "verdict" in result:
         console.result(f"  {result['verdict']}")
-    following = f"halocast export {result['run']} --to perfetto" if "trace" in result["files"] else "halocast --help"
+    page = Path(result["run"]) / "report.html"
+    following = f"halocast report {result['run']} --out {page}" if "trace" in result["files"] else "halocast --help"
     console.closing(result["files"], following)

@@ -3,7 +3,7 @@
 import pytest
 from synthetic import Scenario, synthetic_manifest, write_synthetic_run
 
-from halocast.reports.ranks import HIDDEN, PARTS, last_to_send, rank_times, steady_epochs
+from halocast.reports.ranks import HIDDEN, PARTS, last_shares, last_to_send, rank_times, steady_epochs
 from halocast.traces.operations import Aggregate, AllReduce, Direction, Exchange, Quantize, Step, Wait, Work
 from halocast.traces.trace import TraceWriter, read_trace, write_manifest
 
@@ -92,7 +92,9 @@ def test_means_over_epochs_and_warming_up(tmp_path):
     times = rank_times(trace)
     assert times.parts.at[0, "compute"] == pytest.approx(0.010)
     assert times.parts.at[1, HIDDEN] == pytest.approx(0.003)
-    assert last_to_send(trace, times.epochs).tolist() == [0.0, 1.0]
+    last = last_to_send(trace, times.epochs)
+    assert last["rank"].tolist() == [1, 1, 1]
+    assert last_shares(last, 2).tolist() == [0.0, 1.0]
 
 
 def test_an_epoch_that_a_rank_did_not_finish_does_not_count(tmp_path):
