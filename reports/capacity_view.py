@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -227,21 +227,27 @@ class View:
     def infeasible(self) -> list[Grouped]:
         """Why scenarios are not to be had, by kind, the most frequent first; one may have several reasons."""
         missed = self.table[~self.table["feasible"]]
-        return grouped(missed["scenario"], missed["reason"].str.split("; "))
+        filters = missed["epoch_seconds"].notna()  # otherwise one sentence says why there is no forecast
+        reasons = (
+            missed["reason"]
+            .where(~filters, missed["reason"].str.split("; "))
+            .map(lambda each: [each] if isinstance(each, str) else each)
+        )
+        return grouped(missed["scenario"], reasons, missed_kind)
 
     @cached_property
     def extrapolated(self) -> list[Grouped]:
         """What lies beyond the calibration, operations of which the same is said in one line."""
-        return grouped(self.table["scenario"], self.table["extrapolated"])
+        return grouped(self.table["scenario"], self.table["extrapolated"], kind_of)
 
 
-def grouped(scenarios: pd.Series, reasons: pd.Series) -> list[Grouped]:
-    """Reasons (a list of texts a scenario) by what they say, numbers and the operation in front aside."""
+def grouped(scenarios: pd.Series, reasons: pd.Series, kind: Callable[[str], str]) -> list[Grouped]:
+    """Reasons (a list of texts a scenario) by their kind, the most frequent first."""
     said = pd.DataFrame({"scenario": scenarios, "text": reasons}).explode("text").dropna()
     said = said[said["text"].astype(str) != ""]
     if said.empty:
         return []
-    kinds = {text: kind_of(text) for text in said["text"].unique()}
+    kinds = {text: kind(text) for text in said["text"].unique()}
     said["kind"] = said["text"].map(kinds)
     found = []
     for _, rows in said.groupby("kind", sort=False):
@@ -249,6 +255,11 @@ def grouped(scenarios: pd.Series, reasons: pd.Series) -> list[Grouped]:
         head = texts[0] if len(texts) == 1 else rows["kind"].iloc[0]
         found.append(Grouped(head, int(rows["scenario"].nunique()), str(texts[0]), int(rows["scenario"].iloc[0])))
     return sorted(found, key=lambda each: (-each.scenarios, each.text))
+
+
+def missed_kind(reason: str) -> str:
+    """``misses the deadline``: a reason without its details."""
+    return NUMBER.sub("…", reason.partition(": ")[0])
 
 
 def kind_of(reason: str) -> str:

@@ -215,8 +215,20 @@ def test_reasons_are_counted_by_kind(document, table):
     found = dict(
         zip(column(block(document, "infeasible"), "reason"), column(block(document, "infeasible"), "scenarios"), strict=True)
     )
-    assert found["deadline: takes … h of … h"] == table["reason"].str.contains("deadline").sum()
+    assert found["misses the deadline"] == table["reason"].str.contains("deadline").sum()
     assert sum(found.values()) == table["reason"].str.split("; ").explode().ne("").sum()
+
+
+def test_a_sentence_on_why_there_is_no_forecast_stays_whole(tmp_path):
+    table = scenario_table(deadline=None)
+    without = table["ranks"] == 16
+    table.loc[without, table.columns[table.columns.get_loc("epoch_seconds") : table.columns.get_loc("extrapolated")]] = None
+    reason = "no calibrated cost for Attend: the runs never did it; calibrate on others"
+    table.loc[without, ["feasible", "on_front", "reason"]] = [False, False, reason]
+    found = block(document_of(tmp_path, table, deadline=None), "infeasible")
+    row = next(row for row in found.rows if "Attend" in row[0])
+    assert row[:3] == [reason, without.sum(), reason]
+    assert not any(row[0].startswith("calibrate on") for row in found.rows)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +246,9 @@ def test_a_kind_of_reason_has_no_numbers_but_those_of_names(reason, kind):
 
 
 def test_one_of_a_kind_keeps_its_numbers():
-    found = grouped(pd.Series([1, 2, 3]), pd.Series([["4 ranks: no"], ["4 ranks: no", "5 bits: no", "6 bits: no"], []]))
+    found = grouped(
+        pd.Series([1, 2, 3]), pd.Series([["4 ranks: no"], ["4 ranks: no", "5 bits: no", "6 bits: no"], []]), kind_of
+    )
     assert [(each.text, each.scenarios) for each in found] == [("4 ranks: no", 2), ("… bits: no", 1)]
 
 

@@ -95,9 +95,9 @@ def one_scenario(
     peak = int(share * 90e9 / ranks * hidden / 256)
     reasons = []
     if peak * 1.1 > memory * 1e9:
-        reasons.append(f"memory: needs up to {peak * 1.1 / 1e9:.0f} GB of {memory} GB")
+        reasons.append(f"may need more memory than there is: {peak * 1.1 / 1e9:.3g} GB of {memory} GB")
     if deadline is not None and training > deadline:
-        reasons.append(f"deadline: takes {training / 3600:.1f} h of {deadline / 3600:g} h")
+        reasons.append(f"misses the deadline: {training / 3600:.1f} h of {deadline / 3600:g} h")
     extrapolated = [f"{ranks} ranks: calibrated from 1 to 8"] if ranks > 8 else []
     if device != "A100":
         extrapolated.append(f"Aggregate 0 forward: costs moved to {device}")
