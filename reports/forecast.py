@@ -162,7 +162,8 @@ def lead(pairs: Sequence[ForecastPair], validation: ValidationFile | None) -> st
 
 def notes(pairs: Sequence[ForecastPair]) -> list[str]:
     """Unfinished runs, what forecasts had to extrapolate, what is not drawn."""
-    found = [f"{pair.name}: {note}" for pair in pairs for note in pair.run.trace.notes]
+    found = [f"{pair.name} is unfinished: {pair.run.unfinished}." for pair in pairs if pair.run.unfinished]
+    found += [f"{pair.name}: {note}" for pair in pairs for note in pair.run.trace.notes]
     for pair in pairs:
         reasons = list(pair.forecast.get("extrapolated", ()))
         if reasons:
@@ -298,7 +299,11 @@ def component_table(pair: ForecastPair, place: int) -> Table:
         Column("of the epoch", "change", key="share_of_epoch"),
     ]
     return Table(
-        f"components-{place}", "The drawn epochs by part, mean over ranks", columns, rows, source=f"{pair.run.trace.folder}"
+        f"components-{place}",
+        "The drawn epochs by part, mean over ranks",
+        columns,
+        rows,
+        source=f"{pair.run.source}/trace" if pair.run.source else "",
     )
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,14 @@ def test_a_run_that_was_never_timed_is_refused(traces):
     pair.run.metrics["epoch_seconds"] = np.nan
     with pytest.raises(MisuseError, match="a run: no epoch of this run was timed"):
         forecast_document([pair], None, "runs/1")
+
+
+def test_an_unfinished_run_is_marked(traces):
+    pair = make_pair(traces)
+    pair = replace(pair, run=replace(pair.run, unfinished="5 of 100 epochs", source="runs/1"))
+    document = forecast_document([pair], None, "runs/1")
+    assert document.notes == ["a run is unfinished: 5 of 100 epochs."]
+    assert block(document, "components-1").source == "runs/1/trace"
 
 
 def test_nothing_at_all_is_refused():
