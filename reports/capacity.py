@@ -93,7 +93,7 @@ def verdict(view: View) -> str:
             f"None of {len(view.table):,} scenarios meets what was asked; the fastest, {nearest['name']}, would train {graph} "
             f"in {interval_of(nearest)}: {nearest['reason']}."
         )
-    cost = f" for {money(best['cost'], view.currency)}" if view.priced else ""
+    cost = f" for {money(best['cost'], view.currency)}" if view.priced and not pd.isna(best["cost"]) else ""
     verb = "trains" if best["ranks"] == 1 else "train"
     return f"{machine_words(best)} {verb} {graph} in {interval_of(best)}{cost}: {merit(view, best)}."
 
@@ -171,7 +171,7 @@ def summary(view: View) -> list[Block]:
             "top",
         ),
     ]
-    if view.priced:
+    if view.priced and not pd.isna(best["cost"]):
         facts.insert(
             1,
             Fact(

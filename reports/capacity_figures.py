@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -44,6 +45,9 @@ MOST_SERIES = 5
 SERIES_COLOURS = (BLUE, ORANGE, PLUM, GREEN, SKY)
 SERIES_MARKERS = "osD^v"
 MOST_NAMED = 7
+MOST_DRAWN = 300
+"""Points that are drawn one by one; more are a picture in the picture."""
+LARGEST_CROSS = 40.0
 LEAST_POINT, LARGEST_POINT = 22.0, 190.0
 """Area of a point by its memory, in points of 1/72 inch squared."""
 
@@ -56,34 +60,12 @@ def pareto_figure(view: View) -> tuple[Figure, Marks]:
     figure = new_figure(4.9)
     figure.set_dpi(RASTER_DPI)
     axes = figure.add_subplot()
-    drawn, front = view.forecast, view.front
+    drawn, front = view.weighed, view.front
     sizes = point_sizes(drawn["peak_bytes"])
-    on_front = drawn["scenario"].isin(front["scenario"]).to_numpy()
-    kinds = (
-        (~drawn["feasible"].to_numpy(dtype=bool), "x", MUTED, "misses a filter"),
-        (drawn["feasible"].to_numpy(dtype=bool) & ~on_front, "o", MUTED, "another is both faster and cheaper"),
-    )
     x, y = drawn["training_seconds"].to_numpy(float), drawn[view.against].to_numpy(float)
-    handles: list[Any] = []
-    for chosen, marker, colour, label in kinds:
-        if not chosen.any():
-            continue
-        area = np.minimum(sizes[chosen], 40.0) if marker == "x" else sizes[chosen]
-        axes.scatter(
-            x[chosen],
-            y[chosen],
-            s=area,
-            marker=marker,
-            color=colour,
-            alpha=0.4 if marker == "o" else 0.22,
-            linewidths=0.7 if marker == "x" else 0,
-            zorder=2,
-            rasterized=chosen.sum() > 300,
-        )
-        text = label if view.priced or marker == "x" else "another is faster on as few ranks"
-        handles.append(Line2D([], [], linestyle="", marker=marker, color=colour, alpha=0.7, label=text))
+    handles = draw_others(axes, view, sizes)
     if len(front):
-        draw_front(axes, view, front, sizes[on_front])
+        draw_front(axes, view, front, sizes)
         handles.insert(
             0, Line2D([], [], color=BLUE, marker="o", markersize=5, linewidth=1.2, label="Pareto front; bars: 90 % interval")
         )
@@ -106,6 +88,24 @@ def pareto_figure(view: View) -> tuple[Figure, Marks]:
     name_front(figure, axes, view)
     texts = [mark_text(view, row) for row in drawn.itertuples()]
     return figure, marks_of(figure, axes, x, y, texts)
+
+
+def draw_others(axes: Axes, view: View, sizes: Floats) -> list[Artist]:
+    """Scenarios that are on no front; returns what the legend says of them."""
+    drawn, handles = view.weighed, []
+    x, y = drawn["training_seconds"].to_numpy(float), drawn[view.against].to_numpy(float)
+    feasible, on_front = drawn["feasible"].to_numpy(dtype=bool), drawn["on_front"].to_numpy(dtype=bool)
+    if (missed := ~feasible).any():
+        area = np.minimum(sizes[missed], LARGEST_CROSS)
+        many = bool(missed.sum() > MOST_DRAWN)
+        axes.scatter(x[missed], y[missed], area, MUTED, marker="x", alpha=0.22, linewidths=0.7, zorder=2, rasterized=many)
+        handles.append(Line2D([], [], linestyle="", marker="x", color=MUTED, alpha=0.7, label="misses a filter"))
+    if (dominated := feasible & ~on_front).any():
+        many = bool(dominated.sum() > MOST_DRAWN)
+        axes.scatter(x[dominated], y[dominated], sizes[dominated], MUTED, alpha=0.4, linewidths=0, zorder=2, rasterized=many)
+        label = "another is both faster and cheaper" if view.priced else "another is faster on as few ranks"
+        handles.append(Line2D([], [], linestyle="", marker="o", color=MUTED, alpha=0.7, label=label))
+    return list[Artist](handles)
 
 
 def point_sizes(peaks: pd.Series) -> Floats:
@@ -146,7 +146,7 @@ def draw_front(axes: Axes, view: View, front: pd.DataFrame, sizes: Floats) -> No
     )
     axes.step(times, heights, where="post", color=BLUE, linewidth=1.2, zorder=3)
     order = front.index
-    by_index = pd.Series(sizes, index=view.forecast.index[view.forecast["scenario"].isin(front["scenario"])])
+    by_index = pd.Series(sizes, index=view.weighed.index)
     axes.scatter(times, heights, s=by_index.loc[order], color=BLUE, edgecolors=PAPER, linewidths=0.5, zorder=4)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ from halocast.reports.capacity_view import (
     INPUTS,
     PARTS,
     STOPS_PAYING,
+    Series,
     View,
     clean_input,
     significant,
@@ -30,8 +32,7 @@ from halocast.reports.document import (
 from halocast.reports.words import time_span, written
 
 if TYPE_CHECKING:
-    pass
-
+    from halocast.simulator.whatif.folder import Knee, Swing
 
 TOP = 10
 
@@ -40,17 +41,17 @@ def pareto(view: View, rows: str) -> list[Block]:
     """Cost against time, and the best in a table."""
     if view.forecast.empty:
         return []
-    figure, marks = figures.pareto_figure(view)
     best = view.best.drop_duplicates(["training_seconds", view.against, "peak_bytes"]).head(TOP)
     chosen = -1 if view.recommended is None else view.recommended["scenario"]
     weighed = "cost" if view.priced else "ranks"
     blocks: list[Block] = []
-    if len(view.forecast) > 1:
+    if len(view.weighed) > 1:
+        figure, marks = figures.pareto_figure(view)
         blocks.append(
             Picture(
                 "pareto",
                 figure,
-                f"Scatter of {len(view.forecast)} scenarios: {weighed} against training time. {len(view.front)} are on the "
+                f"Scatter of {len(view.weighed)} scenarios: {weighed} against training time. {len(view.front)} are on the "
                 f"Pareto front{span_words(view.front)}.",
                 Basis.FORECAST,
                 "A point's area is the memory of the rank that needs most. Point at one, or focus the figure and use arrows.",
@@ -106,6 +107,15 @@ def scaling(view: View, rows: str, source: str) -> list[Block]:
             rows="scaling-rows",
         )
     )
+    blocks.append(curves(shown, rows))
+    answers = view.whatif.answers
+    if answers is not None and answers.knees:
+        blocks.append(knees(answers.knees, f"{source}/answers.json"))
+    return blocks
+
+
+def curves(shown: Sequence[Series], rows: str) -> Table:
+    """The points of the drawn series."""
     columns = [
         Column("series"),
         Column("ranks", "count"),
@@ -125,30 +135,15 @@ def scaling(view: View, rows: str, source: str) -> list[Block]:
         for series in shown
         for _, row in series.rows.iterrows()
     ]
-    blocks.append(
-        Table(
-            "scaling-rows",
-            f"The curves; adding ranks stops paying below {written(STOPS_PAYING, 'percent')} efficiency",
-            columns,
-            points,
-            Basis.FORECAST,
-            rows,
-        )
-    )
-    answers = view.whatif.answers
-    if answers is not None and answers.knees:
-        knees: list[list[Value]] = [[each.series, each.ranks, each.efficiency] for each in answers.knees]
-        blocks.append(
-            Table(
-                "knees",
-                "Where adding ranks stops paying",
-                [Column("series"), Column("ranks", "count"), Column("efficiency", "percent")],
-                knees,
-                Basis.FORECAST,
-                f"{source}/answers.json",
-            )
-        )
-    return blocks
+    caption = f"The curves; adding ranks stops paying below {written(STOPS_PAYING, 'percent')} efficiency"
+    return Table("scaling-rows", caption, columns, points, Basis.FORECAST, rows)
+
+
+def knees(found: Sequence[Knee], source: str) -> Table:
+    """Where series fall below half their efficiency."""
+    columns = [Column("series"), Column("ranks", "count"), Column("efficiency", "percent")]
+    rows: list[list[Value]] = [[each.series, each.ranks, each.efficiency] for each in found]
+    return Table("knees", "Where adding ranks stops paying", columns, rows, Basis.FORECAST, source)
 
 
 def links(view: View) -> list[Block]:
@@ -178,48 +173,43 @@ def sensitivity(view: View, source: str) -> list[Block]:
         return []
     blocks: list[Block] = []
     if answers.tornado:
-        cost = float(best["cost"]) if view.priced else None
-        seconds = float(best["training_seconds"])
-        widest = max(answers.tornado, key=lambda each: abs(each.seconds_high - each.seconds_low))
-        columns = [
-            Column("input"),
-            Column("20 % lower", basis=Basis.ASSUMED),
-            Column("20 % higher", basis=Basis.ASSUMED),
-            Column("training, lower", "seconds", key="seconds_low"),
-            Column("training, higher", "seconds", key="seconds_high"),
-        ]
-        rows: list[list[Value]] = [
-            [each.label, each.low, each.high, each.seconds_low, each.seconds_high] for each in answers.tornado
-        ]
-        if view.priced:
-            columns += [Column("cost, lower", "money", key="cost_low"), Column("cost, higher", "money", key="cost_high")]
-            rows = [[*row, each.cost_low, each.cost_high] for row, each in zip(rows, answers.tornado, strict=True)]
-        blocks += [
-            Picture(
-                "tornado",
-                bars.tornado_figure(view, seconds, cost, answers.tornado),
-                f"Bars of what 20 % less and more of each input do to the training time; most: {widest.label}, "
-                f"{time_span(widest.seconds_low)} to {time_span(widest.seconds_high)}.",
-                Basis.FORECAST,
-                "Each input is changed alone, around the recommended scenario.",
-                rows="tornado-rows",
-            ),
-            Table(
-                "tornado-rows",
-                "±20 % on each input",
-                columns,
-                rows,
-                Basis.FORECAST,
-                f"{source}/answers.json",
-                currency=view.currency,
-            ),
-        ]
+        blocks += tornado(view, best, answers.tornado, f"{source}/answers.json")
     if answers.upgrades:
         blocks.append(upgrades(view, source))
     return blocks
 
 
+def tornado(view: View, best: pd.Series, swings: Sequence[Swing], source: str) -> list[Block]:
+    """The chart, and its numbers."""
+    priced = view.priced and not pd.isna(best["cost"])
+    cost = float(best["cost"]) if priced else None
+    widest = max(swings, key=lambda each: abs(each.seconds_high - each.seconds_low))
+    columns = [
+        Column("input"),
+        Column("20 % lower", basis=Basis.ASSUMED),
+        Column("20 % higher", basis=Basis.ASSUMED),
+        Column("training, lower", "seconds", key="seconds_low"),
+        Column("training, higher", "seconds", key="seconds_high"),
+    ]
+    rows: list[list[Value]] = [[each.label, each.low, each.high, each.seconds_low, each.seconds_high] for each in swings]
+    if priced:
+        columns += [Column("cost, lower", "money", key="cost_low"), Column("cost, higher", "money", key="cost_high")]
+        rows = [[*row, each.cost_low, each.cost_high] for row, each in zip(rows, swings, strict=True)]
+    picture = Picture(
+        "tornado",
+        bars.tornado_figure(view, float(best["training_seconds"]), cost, swings),
+        f"Bars of what 20 % less and more of each input do to the training time; most: {widest.label}, "
+        f"{time_span(widest.seconds_low)} to {time_span(widest.seconds_high)}.",
+        Basis.FORECAST,
+        "Each input is changed alone, around the recommended scenario.",
+        rows="tornado-rows",
+    )
+    caption = "±20 % on each input"
+    return [picture, Table("tornado-rows", caption, columns, rows, Basis.FORECAST, source, currency=view.currency)]
+
+
 def upgrades(view: View, source: str) -> Table:
+    """What other links make of the recommended scenario."""
     assert view.whatif.answers is not None
     known = view.table.set_index("scenario")["name"]
     columns = [

@@ -142,6 +142,11 @@ class View:
         return "cost" if self.priced else "ranks"
 
     @cached_property
+    def weighed(self) -> pd.DataFrame:
+        """Scenarios with a forecast of both; a device without a price has no cost."""
+        return self.forecast[self.forecast[self.against].notna()]
+
+    @cached_property
     def best(self) -> pd.DataFrame:
         """Feasible scenarios, the best first: the cheapest, or without prices the fastest."""
         order = ["cost", "training_seconds"] if self.priced else ["training_seconds", "ranks"]

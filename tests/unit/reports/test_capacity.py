@@ -275,6 +275,19 @@ def test_without_prices_cost_is_left_out_and_that_is_said_once(tmp_path):
     assert "ranks against training time" in page.lower()
 
 
+def test_a_device_without_a_price_has_no_cost_and_no_place_in_the_figure(tmp_path):
+    table = scenario_table()
+    unpriced = table["device"] == "H100"
+    table.loc[unpriced, ["price_per_hour", "cost", "cost_low", "cost_high", "on_front"]] = [None, None, None, None, False]
+    document = document_of(tmp_path, table)
+    assert len(block(document, "pareto").marks.texts) == (~unpriced).sum()
+    costs = dict(zip(column(block(document, "scenarios"), "device"), column(block(document, "scenarios"), "cost"), strict=True))
+    assert costs["H100"] is None
+    assert costs["A100"] > 0
+    page = html(document)
+    assert "nan" not in page[page.index("<main>") : page.index("<figure")].lower()
+
+
 def test_an_unfinished_folder_is_reported_and_marked(tmp_path):
     table = scenario_table()
     part = table.assign(on_front=None, efficiency=None).iloc[::2]
