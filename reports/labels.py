@@ -29,6 +29,9 @@ OFFSETS = (
 )
 """Points of 1/72 inch, tried in this order."""
 
+CLEARANCE = 7.0
+"""Between a name and the middle of a point that it must not cover: the radius of a ring."""
+
 
 @dataclass(frozen=True)
 class Name:
@@ -69,7 +72,8 @@ def name_points(figure: Figure, axes: Axes, names: Sequence[Name], avoided: Sequ
                 zorder=6,
             )
             box = text.get_window_extent().padded(2)
-            covers = ((points > box.min) & (points < box.max)).all(axis=1).any()
+            around = box.padded(CLEARANCE * figure.dpi / 72)
+            covers = ((points > around.min) & (points < around.max)).all(axis=1).any()
             fits = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
             if fits and not covers and not any(box.overlaps(other) for other in taken):
                 taken.append(box)

@@ -12,11 +12,12 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from halocast.reports.words import compact
 
+Units = tuple[tuple[float, str], ...]
 Floats = npt.NDArray[np.float64]
 WIDE = 3.0
 """A largest over a smallest value beyond this is drawn on a logarithmic axis."""
 FEWEST_TICKS = 3
-TIMES = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
+TIMES: Units = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
 """Units, and from how many seconds on they are used."""
 TIME_STEPS = (
     *(step * 10.0**power for power in range(-4, 1) for step in (1, 2, 5)),
@@ -43,18 +44,20 @@ def show_times(axis: Axis) -> None:
     """Ticks at times that people say: 30 s, 10 min, 2 h."""
     low, high = sorted(axis.get_view_interval())
     ticks = [each for each in TIME_STEPS if low <= each <= high] if axis.get_scale() == "log" else []
+    spoken = TIMES
     if len(ticks) < FEWEST_TICKS:
-        size = next((size for size, _ in TIMES if high >= 2 * size), TIMES[-1][0])
+        size, unit = next(((size, unit) for size, unit in TIMES if high >= 2 * size), TIMES[-1])
+        spoken = ((size, unit),)
         ticks = [size * each for each in MaxNLocator(5).tick_values(low / size, high / size) if low <= size * each <= high]
     axis.set_major_locator(FixedLocator(thinned(ticks)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: round_time(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: round_time(value, spoken)))
     axis.set_minor_locator(NullLocator())
 
 
-def round_time(seconds: float) -> str:
-    """``30 s``, ``2 h``: as short as it can be said."""
+def round_time(seconds: float, units: Units = TIMES) -> str:
+    """``30 s``, ``2 h``: as short as it can be said in one of these units, of which the last is for what is less than any."""
     size, unit = next(
-        ((size, unit) for size, unit in TIMES if seconds >= size * (2 if unit == "days" else 1) * 0.9999), TIMES[-1]
+        ((size, unit) for size, unit in units if seconds >= size * (2 if unit == "days" else 1) * 0.9999), units[-1]
     )
     return f"{seconds / size:.3g} {unit}"
 

@@ -39,8 +39,11 @@ def test_times_have_a_few_ticks_within_the_axis(low, high, scale):
     ticks = axes.xaxis.get_majorticklocs()
     assert 2 <= len(ticks) <= 9
     assert low <= min(ticks) < max(ticks) <= high
-    labels = [round_time(tick) for tick in ticks]
+    labels = [axes.xaxis.get_major_formatter()(tick) for tick in ticks]
     assert len(set(labels)) == len(labels)
+    sizes = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "days": 86400.0}
+    told = [float(number) * sizes[unit] for number, unit in (label.split() for label in labels)]
+    np.testing.assert_allclose(told, ticks, err_msg="labels are round numbers")
 
 
 def test_counts_on_a_logarithm_are_ones_twos_and_fives():
