@@ -95,10 +95,10 @@ def moves(costs: Path, repeats: int) -> list[dict[str, Any]]:
 
 
 def page(setting: dict[str, Any], found: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    load = ", ".join(map(str, setting["load average"]))
+    load, after = (", ".join(map(str, setting[when])) for when in ("load average", "load average after"))
     lines = [
         f"# The speed of what-if sweeps, {setting['date']}",
-        f"{setting['processor']}, {setting['cores']} cores; load average at the start {load} (from other work).",
+        f"{setting['processor']}, {setting['cores']} cores; load average {load} before (other work), {after} after.",
         f"* {found['scenarios']:,} scenarios on {found['jobs']} processes (10,000 in ≤ {ASKED_SECONDS:.0f} s): "
         f"{found['seconds']:.0f} s, {found['cpu_seconds']:.0f} s of CPU; {found['parquet_bytes'] / 1e6:.1f} MB of rows.",
         f"* One scenario of known programs (≤ {ASKED_MOVE_MS:.0f} ms), in ms:",
@@ -120,6 +120,7 @@ def main() -> None:
                "load average": [round(load, 2) for load in os.getloadavg()]}  # fmt: skip
     found = sweep(options.costs, options.jobs, options.sample)
     print(found, flush=True)
+    setting["load average after"] = [round(load, 2) for load in os.getloadavg()]
     rows = moves(options.costs, options.repeats)
     text = page(setting, found, rows)
     print(text)

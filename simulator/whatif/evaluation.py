@@ -26,8 +26,8 @@ from halocast.traces.workload import LayerSpec, PartStatistics, Workload
 MISSES_MEMORY, MISSES_DEADLINE = "may need more memory than there is", "misses the deadline"
 MISSES_BUDGET = "is over the budget"
 SECONDS_AN_HOUR = 3600.0
-KEPT_STRUCTURES = 32
-"""Programs that are kept for the next scenario that shares them."""
+KEPT_STRUCTURES = 16
+"""Programs that are kept for the next scenario that shares them: some 30 MB each at 64 ranks."""
 KEPT_FORECASTS = 4096
 """Epochs that are kept for the next scenario that differs in its price only."""
 COMPONENTS = {
@@ -119,7 +119,7 @@ class Evaluator:
         self._epoch = lru_cache(maxsize=KEPT_FORECASTS)(self._forecast)
         self._costs = lru_cache(maxsize=None)(self._costs_on)
         self._priced = lru_cache(maxsize=KEPT_STRUCTURES)(self._price)
-        self._beyond = lru_cache(maxsize=None)(self._beyond_range)
+        self._beyond = lru_cache(maxsize=KEPT_STRUCTURES)(self._beyond_range)
         for device in dict.fromkeys(grid.axes["device"]):
             self._costs(device, "", "")
 

@@ -110,7 +110,7 @@ class PartKey:
 
 DEFAULTS: Mapping[str, Any] = {
     "devices_per_host": None, "device": "", "network": "", "link": "", "inside": "", "hosts_per_switch": 0,
-    "oversubscription": 1.0, "transport": "", "all_reduce": "", "bits": 0, "nodes": 1.0, "edges": 1.0,
+    "oversubscription": 1.0, "transport": "", "all_reduce": "", "bits": 0, "nodes": 1.0,
     "price_per_hour": None,
 }  # fmt: skip
 """Of inputs that a grid does not name."""
@@ -141,7 +141,7 @@ def resolve(combination: Mapping[str, Any]) -> Point:
         layers=given["layers"],
         hidden=given["hidden"],
         nodes_factor=float(given["nodes"]),
-        edges_factor=float(given["edges"]),
+        edges_factor=float(given.get("edges", given["nodes"])),  # the mean degree stays
         price_per_hour=given["price_per_hour"],
     )
 

@@ -36,6 +36,9 @@ from halocast.simulator.whatif.tornado import tornado
 RESOLVED = {"link": "network", "nodes": "nodes_factor", "edges": "edges_factor"}
 """Columns that are called otherwise than their axes."""
 
+LONGEST_AXIS = 10_000
+"""Values that a manifest writes out."""
+
 
 class Progress(Protocol):
     """Who is told how far a sweep is."""
@@ -75,8 +78,8 @@ class Sweeping:
         axes = {name: values for name, values in grid.axes.items() if len(values) > 1}
         fixed = {RESOLVED.get(name, name): values[0] for name, values in grid.axes.items() if len(values) == 1}
         entries = [
-            AxisEntry(name=RESOLVED.get(name, name), label=AXES[name].label, unit=AXES[name].unit, values=tuple(values))
-            for name, values in axes.items()
+            AxisEntry(name=RESOLVED.get(name, name), label=AXES[name].label, unit=AXES[name].unit, values=self._values(name))
+            for name in axes
         ]
         prices = [price for device in grid.axes["device"] if (price := grid.prices.of(device)) is not None]
         if any(len(price.values) > 1 for price in prices):
@@ -108,6 +111,13 @@ class Sweeping:
                 if (price := grid.prices.of(device)) is not None
             },
         )
+
+    def _values(self, name: str) -> tuple[Any, ...]:
+        """Of an axis; of one that is too long to write out those that were drawn."""
+        values = self.grid.axes[name]
+        if len(values) <= LONGEST_AXIS:
+            return tuple(values)
+        return tuple(sorted({combination[name] for combination in self.grid.points(self.sample, self.seed)}))
 
     def _assumed(self) -> list[str]:
         """What holds for the whole grid, one line each."""

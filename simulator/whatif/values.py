@@ -11,8 +11,8 @@ from typing import Any
 from halocast.errors import MisuseError, nearest
 
 Number = int | float
-LARGEST = 2**53
-"""Beyond it, whole numbers are not told apart everywhere."""
+LARGEST = 2**31 - 1
+"""The largest whole number that the table holds."""
 RANGE = re.compile(r"^\s*x?([^\s.]+(?:\.\d+)?)\s*\.\.\s*x?(\S+?)(?:\s+([x+])\s*(\S+))?\s*$")
 AMOUNT = r"^\s*(\d+(?:\.\d*)?(?:e\+?\d+)?)\s*"
 TIME = re.compile(AMOUNT + r"(ms|s|sec|min|h|d|)\s*$")

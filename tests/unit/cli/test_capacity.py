@@ -35,7 +35,7 @@ def test_a_graph_is_loaded_when_it_is_asked_about() -> None:
 def test_layers_of_ones_own_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text('graph = "debian"\n[model]\nlayer = "my.module:Layer"\n')
-    with pytest.raises(MisuseError, match="'my.module:Layer' cannot be forecast without building it; give"):
+    with pytest.raises(MisuseError, match=r"'my\.module:Layer' cannot be forecast without building it; give"):
         open_grid({"data": str(path)}, "grid")
     grid, _, _ = open_grid({"data": str(path), "model": {"layer": ["gcn", "sage"]}}, "grid")
     assert grid.axes["layer"] == ("gcn", "sage")

@@ -268,6 +268,20 @@ def test_a_sample_is_rows_of_the_whole(grid: Path, movable_file: Path, result: W
     assert some["epoch_seconds"].to_numpy() == pytest.approx(whole.loc[some["name"], "epoch_seconds"].to_numpy(), nan_ok=True)
 
 
+def test_a_sample_of_a_billion(movable_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "grid.toml"
+    path.write_text(f'data = "{RUN_FILE}"\nepochs = 1\n[cluster]\nranks = "1..1000000000"\nnetwork = "1gbit"\n')
+    assert run(command(path, movable_file, tmp_path / "out", "--sample", "5")) == 0
+    found = read_whatif(tmp_path / "out")
+    (ranks,) = found.manifest.axes
+    assert list(ranks.values) == found.table["ranks"].tolist()
+    assert len(ranks.values) == 5
+    assert not found.table["feasible"].any()  # more ranks than nodes, nearly all of a billion
+    assert found.answers is not None
+    assert found.answers.recommended is None
+    assert found.answers.sentences[-1].answer == "5 of 5. more ranks than nodes: 5."
+
+
 @pytest.mark.parametrize("backend", ["threading", "loky", "dask"])
 def test_backends_agree(backend: str, grid: Path, movable_file: Path, folder: Path, tmp_path: Path) -> None:
     if backend == "dask":

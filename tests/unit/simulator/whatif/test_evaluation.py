@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from tests.unit.simulator.whatif.grids import RUN_FILE
@@ -192,6 +193,7 @@ def test_growth_is_assumed_and_widens_the_interval(evaluator: Callable[..., Eval
     assert grown["exchange_bytes_per_epoch"] == pytest.approx(10 * usual["exchange_bytes_per_epoch"], rel=0.15)
     assert any("graph grown to 10 x its nodes" in each for each in grown["extrapolated"])
     assert grown["high"] / grown["epoch_seconds"] > usual["high"] / usual["epoch_seconds"]
+    assert evaluator(cluster={"ranks": [4], **H100}, growth={"nodes": "x10"}).row({}) == grown | {"name": ANY}
     denser = grows.row({"nodes": 1, "edges": 10})
     assert usual["exchange_bytes_per_epoch"] < denser["exchange_bytes_per_epoch"] < grown["exchange_bytes_per_epoch"] * 1.2
 
