@@ -127,16 +127,18 @@ def render_cell(column: Column, value: Value, currency: str) -> Cell:
 
 
 def table_document(table: Table) -> dict[str, Any]:
-    """All rows by column, values and texts; a text that is the value itself is left out."""
+    """All rows by column, values and texts; texts that are the values themselves are left out."""
     columns = []
     for place, column in enumerate(table.columns):
         values = [clean(row[place]) for row in table.rows]
         levels = list(dict.fromkeys(values))
         repeats = len(levels) <= REPEATING * len(values)
         listed = levels if repeats else values
-        texts = None if column.form == "text" else [written(value, column.form, table.currency) for value in listed]
+        texts = [written(value, column.form, table.currency) for value in listed]
+        is_plain = all(value is None or str(value) == text for value, text in zip(listed, texts, strict=True))
         places = {value: number for number, value in enumerate(levels)}
-        columns.append({"values": listed, "texts": texts, "at": [places[value] for value in values] if repeats else None})
+        at = [places[value] for value in values] if repeats else None
+        columns.append({"values": listed, "texts": None if is_plain else texts, "at": at})
     return {"columns": columns, "emphasised": sorted(table.emphasised)}
 
 

@@ -134,6 +134,7 @@ def test_what_scripts_read_is_what_was_given():
     assert table["columns"][0]["values"][3] == f"{NASTY} 3"
     assert table["columns"][1]["texts"][7] == "100 %"
     assert table["columns"][2]["values"][5] is None
+    assert [column["texts"] is None for column in table["columns"]] == [True, False, True]  # counts below 1,000 are themselves
 
 
 @given(st.text(alphabet="<>&'\"/!-\\su2028\u2028\u2029]"))

@@ -8,19 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from runs import write_forecast_folder, write_run_folder
 
-HERE = Path(__file__).resolve().parents[1]
-for place in (HERE / "reports", HERE.parent / "golden"):
-    sys.path.insert(0, str(place))
-
-from runs import write_forecast_folder, write_run_folder  # noqa: E402
-
-from halocast.cli import run  # noqa: E402
-from halocast.cli.folders import Kind, kind_of, read_run  # noqa: E402
-from halocast.cli.report import kind_for  # noqa: E402
-from halocast.errors import MisuseError  # noqa: E402
-from halocast.simulator.costs import CalibratedRange, Ceilings, Costs, HostCosts, NetworkCosts  # noqa: E402
-from halocast.traces.trace import read_manifest, write_manifest  # noqa: E402
+from halocast.cli import run
+from halocast.cli.folders import Kind, kind_of, read_run
+from halocast.cli.report import kind_for
+from halocast.errors import MisuseError
+from halocast.simulator.costs import CalibratedRange, Ceilings, Costs, HostCosts, NetworkCosts
+from halocast.traces.trace import read_manifest, write_manifest
 
 
 @pytest.fixture(autouse=True)
