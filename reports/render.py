@@ -27,6 +27,10 @@ MOST_STATIC = 200
 SHOWN_FIRST = 25
 """Rows of a longer one that stand there before its script runs."""
 SORTABLE_FROM = 3
+REPEATING = 0.5
+"""A column with at most this share of different values is embedded as those, and where each row has which."""
+ROOM = ((80, "much"), (24, "long"), (12, "some"))
+"""More letters than this in a column of texts need so much room: it would fold them into towers."""
 MOST_MARKDOWN = 50
 """Rows of a table in Markdown."""
 
@@ -51,6 +55,8 @@ class RenderedTable:
     paged: bool
     sortable: bool
     data: Markup
+    room: Sequence[str]
+    """By column: which of `ROOM` its texts need, or ""."""
 
 
 def render(document: Document, form: str, out: Path) -> dict[Path, bytes]:
@@ -72,10 +78,13 @@ def render(document: Document, form: str, out: Path) -> dict[Path, bytes]:
 # -- HTML -------------------------------------------------------------------------------------------------------
 
 
-def html(document: Document) -> str:
-    """A page that needs nothing else: no network, no file beside it; its script only sorts, filters and points."""
+def html(document: Document, *, template: str = "document.html.j2", **more: object) -> str:
+    """A page that needs nothing else: no network, no file beside it; its script only sorts, filters and points.
+
+    `template`: one that extends it and knows what is in `more`.
+    """
     pictures = document.blocks(Picture)
-    return page_template("document.html.j2").render(
+    return page_template(template).render(
         document=document,
         kind=lambda block: type(block).__name__,
         tables={each.identity: render_table(each) for each in document.blocks(Table)},
@@ -83,6 +92,7 @@ def html(document: Document) -> str:
         marks={each.identity: None if each.marks is None else embedded(marks_document(each.marks)) for each in pictures},
         script_data={each.identity: embedded(dict(each.script_data)) for each in pictures if each.script},
         scripts=[page_asset(name) for name in ("page.js", *sorted({each.script for each in pictures if each.script}))],
+        **more,
     )
 
 
@@ -103,7 +113,12 @@ def render_table(table: Table) -> RenderedTable:
         for place, row in enumerate(shown)
     ]
     data = embedded(table_document(table)) if paged else Markup()
-    return RenderedTable(rows, paged, sortable=paged or len(table.rows) >= SORTABLE_FROM, data=data)
+    longest = [
+        max((len(text) for row in table.rows if isinstance(text := row[place], str)), default=0)
+        for place in range(len(table.columns))
+    ]
+    room = [next((name for letters, name in ROOM if each > letters), "") for each in longest]
+    return RenderedTable(rows, paged, sortable=paged or len(table.rows) >= SORTABLE_FROM, data=data, room=room)
 
 
 def render_cell(column: Column, value: Value, currency: str) -> Cell:
@@ -116,9 +131,14 @@ def table_document(table: Table) -> dict[str, Any]:
     columns = []
     for place, column in enumerate(table.columns):
         values = [clean(row[place]) for row in table.rows]
-        texts = [written(value, column.form, table.currency) for value in values]
-        is_plain = all(value is None or str(value) == text for value, text in zip(values, texts, strict=True))
-        columns.append({"values": values, "texts": None if is_plain else texts})
+        levels = list(dict.fromkeys(values))
+        repeats = len(levels) <= REPEATING * len(values)
+        listed = levels if repeats else values
+        texts = [written(value, column.form, table.currency) for value in listed]
+        is_plain = all(value is None or str(value) == text for value, text in zip(listed, texts, strict=True))
+        places = {value: number for number, value in enumerate(levels)}
+        at = [places[value] for value in values] if repeats else None
+        columns.append({"values": listed, "texts": None if is_plain else texts, "at": at})
     return {"columns": columns, "emphasised": sorted(table.emphasised)}
 
 

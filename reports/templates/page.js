@@ -52,6 +52,12 @@
 
   document.querySelectorAll(".rows[data-paged]").forEach((box) => {
     const data = JSON.parse(box.querySelector("script.data").textContent);
+    data.columns.forEach((column) => {
+      if (!column.at) return;
+      const { values, texts, at } = column;
+      column.values = at.map((place) => values[place]);
+      if (texts) column.texts = at.map((place) => texts[place]);
+    });
     const table = box.querySelector("table");
     const body = table.tBodies[0];
     const heads = [...table.tHead.rows[0].cells];

@@ -33,6 +33,7 @@ COMMANDS = {
     "forecast": "Say what a run would do, from calibrated costs, with a 90 % interval.",
     "plan": "Choose widths, partition, savings and method by forecast, for training to follow.",
     "whatif": "Forecast a grid of scenarios: what to rent or buy, how long a training takes there, what it costs.",
+    "serve": "Show a what-if as a page whose sliders are answered at once, on this machine.",
     "validate": "Forecast every recorded configuration from the others, and say how wrong that is.",
     "report": "Write runs, forecasts, what-ifs and validations as a page, Markdown, JSON or CSV.",
     "datasets": "List the graphs that are known by name.",

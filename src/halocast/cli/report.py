@@ -202,8 +202,9 @@ def beside(run: Path) -> Path:
     """The folder of a run's forecast. Raises MisuseError where there is none."""
     found = forecast_beside(run)
     if found is None:
+        own = run / "forecast"
         raise MisuseError(
-            f"{run} has no forecast beside it; name it after the run, or make it with halocast forecast ... --out {run / 'forecast'}, "
+            f"{run} has no forecast beside it; name it after the run, or make it with halocast forecast ... --out {own}, "
             "or report the run with --kind train"
         )
     return found
