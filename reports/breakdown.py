@@ -19,13 +19,12 @@ from halocast.reports.figures import (
     PURPLE,
     VERMILION,
     EpochView,
-    duration,
     headline,
     legend_below,
     style,
-    three_digits,
 )
 from halocast.traces.trace import COMPUTE
+from halocast.words import duration, three_digits
 
 PART_COLOURS: Mapping[str, str] = MappingProxyType(
     {

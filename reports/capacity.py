@@ -29,7 +29,8 @@ from halocast.reports.document import (
     Tiles,
 )
 from halocast.reports.times import round_time
-from halocast.reports.words import byte_count, money, time_span, written
+from halocast.reports.words import written
+from halocast.words import byte_count, money, time_span
 
 if TYPE_CHECKING:
     from halocast.simulator.whatif import WhatIf

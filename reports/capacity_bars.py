@@ -36,7 +36,8 @@ from halocast.reports.figures import (
 )
 from halocast.reports.page import boxes_of
 from halocast.reports.times import show_counts, show_times
-from halocast.reports.words import money, time_span, written
+from halocast.reports.words import written
+from halocast.words import money, time_span
 
 MOST_MEMBERS = 12
 

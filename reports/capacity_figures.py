@@ -35,7 +35,8 @@ from halocast.reports.figures import (
 from halocast.reports.labels import Name, name_points
 from halocast.reports.page import marks_of
 from halocast.reports.times import round_time, show_counts, show_times, spread, thinned
-from halocast.reports.words import byte_count, money, time_span, written
+from halocast.reports.words import written
+from halocast.words import byte_count, money, time_span
 
 RASTER_DPI = 200.0
 """Of points that are too many to be drawn one by one."""

@@ -29,7 +29,8 @@ from halocast.reports.document import (
     Text,
     Value,
 )
-from halocast.reports.words import time_span, written
+from halocast.reports.words import written
+from halocast.words import time_span
 
 if TYPE_CHECKING:
     from halocast.simulator.whatif.folder import Knee, Swing

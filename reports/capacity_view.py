@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from halocast.reports.document import Form, Value
-from halocast.reports.figures import three_digits
-from halocast.reports.words import byte_count, time_span
 from halocast.simulator.whatif.table import front
+from halocast.words import byte_count, three_digits, time_span
 
 if TYPE_CHECKING:
     from halocast.simulator.whatif import WhatIf

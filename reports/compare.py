@@ -34,7 +34,7 @@ from halocast.reports.standings import (
 )
 from halocast.reports.subjects import Group, Subject, differences, grouped
 from halocast.reports.totals import TOTALS, totals_picture, totals_table
-from halocast.reports.words import byte_count, time_span
+from halocast.words import byte_count, three_digits, time_span
 
 PARTS_TABLE, DIFFERENCES = "parts", "differences"
 """Identities of tables."""
@@ -155,13 +155,7 @@ def tiles(standings: Sequence[Standing]) -> Tiles:
 
 def change_words(value: float) -> str:
     """``40 × fewer``, ``1.2 × more``."""
-    return (
-        f"{figures.three_digits(1 / value)} × fewer"
-        if value < 1
-        else f"{figures.three_digits(value)} × more"
-        if value > 1
-        else "as many"
-    )
+    return f"{three_digits(1 / value)} × fewer" if value < 1 else f"{three_digits(value)} × more" if value > 1 else "as many"
 
 
 def parts_section(groups: Sequence[Group]) -> list[Section]:

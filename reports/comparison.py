@@ -29,9 +29,9 @@ from halocast.reports.figures import (
     sentence_case,
     show_epochs,
     style,
-    three_digits,
 )
 from halocast.traces.trace import Trace
+from halocast.words import three_digits
 
 TITLE_HEIGHT, LANE_HEIGHT, LEGEND_HEIGHT = 0.85, 0.56, 0.55
 """Inches: above a timeline, of a rank in it, and below the last."""

@@ -7,9 +7,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from halocast.reports.document import Basis, Column, Picture, Table
-from halocast.reports.figures import BLUE, INK, MUTED, VERMILION, duration, headline, new_figure, style
+from halocast.reports.figures import BLUE, INK, MUTED, VERMILION, headline, new_figure, style
 from halocast.reports.page import marks_of
-from halocast.reports.words import time_span
+from halocast.words import duration, time_span
 
 EPOCHS = "epochs"
 """Identity of the table."""

@@ -383,15 +383,3 @@ def style(axes: Axes, *, xlabel: str, grid: Literal["x", "y"]) -> None:
 def sentence_case(text: str) -> str:
     """The first letter raised and the others as they are: ``Micro-F1``, ``ROC AUC``."""
     return text[:1].upper() + text[1:]
-
-
-def duration(milliseconds: float) -> str:
-    """Three digits with a unit: ``0.812 ms``, ``151 ms``, ``1.27 s``."""
-    if milliseconds >= 999.5:
-        return f"{three_digits(milliseconds / 1e3)} s"
-    return f"{three_digits(milliseconds)} ms"
-
-
-def three_digits(value: float) -> str:
-    """Three significant digits, without an exponent below a million: ``1.27``, ``151``, ``20480``."""
-    return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"

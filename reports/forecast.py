@@ -27,7 +27,7 @@ from halocast.reports.document import (
     Tiles,
     Value,
 )
-from halocast.reports.figures import duration, new_figure, view_epoch
+from halocast.reports.figures import new_figure, view_epoch
 from halocast.reports.forecast_figures import BAND, HERE, Point, median_error, scatter_figure
 from halocast.reports.forecast_validation import (
     ValidationFile,
@@ -40,9 +40,10 @@ from halocast.reports.forecast_validation import (
 )
 from halocast.reports.train import TrainRun, counted_seconds
 from halocast.reports.train import footer as run_footer
-from halocast.reports.words import time_span, written
+from halocast.reports.words import written
 from halocast.simulator.observations import WARM_UP_EPOCHS
 from halocast.traces.trace import Trace
+from halocast.words import duration, time_span
 
 MOST_SEPARATE = 12
 """Pairs whose epochs are drawn; of more, the first."""

@@ -15,7 +15,8 @@ from halocast.reports.document import Marks
 from halocast.reports.figures import BLUE, GRID, IDLE, INK, MUTED, PLUM, VERMILION, headline, legend_below, new_figure, style
 from halocast.reports.page import marks_of
 from halocast.reports.times import show_times
-from halocast.reports.words import time_span, written
+from halocast.reports.words import written
+from halocast.words import time_span
 
 BAND = 0.10
 """Errors up to this are within the band."""

@@ -19,12 +19,11 @@ from halocast.reports.figures import (
     PAPER,
     UNKNOWN_COLOUR,
     EpochView,
-    duration,
     place_lanes,
 )
 from halocast.reports.page import THEME_COLOURS, page_template
-from halocast.reports.words import byte_count
 from halocast.traces.trace import COMPUTE
+from halocast.words import byte_count, duration
 
 WIDTH, LEFT, RIGHT, TOP = 1000, 64, 8, 20
 """Pixels of the drawing: all of it, and beside and above the lanes."""

@@ -20,17 +20,16 @@ from halocast.reports.figures import (
     MUTED,
     ORANGE,
     PAPER,
-    duration,
     headline,
     legend_below,
     new_figure,
     style,
-    three_digits,
 )
 from halocast.reports.page import boxes_of
 from halocast.reports.ranks import HIDDEN, PART_COLOURS, PARTS, RankTimes, last_shares, last_to_send
 from halocast.traces.trace import COMPUTE, TRAIN, Trace
 from halocast.traces.workload import Workload
+from halocast.words import duration, three_digits
 
 BREAKDOWN, IMBALANCE = "rank-times", "imbalance"
 """Identities of tables."""

@@ -32,9 +32,9 @@ from halocast.reports.page import inline_svg, page_template, png, write_files
 from halocast.reports.pareto import Candidate, draw_candidates, runner_up
 from halocast.reports.train import SPLITS, TrainRun, byte_range
 from halocast.reports.widths import Histogram, draw_renewals, draw_widths, mean_bits
-from halocast.reports.words import byte_count
 from halocast.traces.plan import Plan
 from halocast.traces.trace import Trace
+from halocast.words import byte_count, duration, three_digits
 
 PLAIN_COLOUR, PLAN_COLOUR = figures.MUTED, figures.BLUE
 BAR_HEIGHT, PANEL_HEIGHT, MARGINS = 0.4, 3.1, 1.35
@@ -304,7 +304,7 @@ def tiles(loop: LoopRun) -> list[tuple[str, str, str]]:
     planned = loop.plan.forecast
     where = "inside the interval" if loop.holds else "outside the interval"
     ratio = loop.plain_seconds / loop.measured_seconds
-    speed = f"{figures.three_digits(ratio)} × faster" if ratio >= 1 else f"{figures.three_digits(1 / ratio)} × slower"
+    speed = f"{three_digits(ratio)} × faster" if ratio >= 1 else f"{three_digits(1 / ratio)} × slower"
     found = [
         (
             "Forecast",
@@ -367,7 +367,7 @@ def part_rows(epochs: Epochs) -> list[Row]:
 
     def cell(part: str, index: int) -> str:
         whole = sum(parts[index].values())
-        return f"{figures.three_digits(parts[index][part])} ms, {percent(parts[index][part] / whole)}" if whole else ""
+        return f"{three_digits(parts[index][part])} ms, {percent(parts[index][part] / whole)}" if whole else ""
 
     return [(part, cell(part, 0), cell(part, 1), cell(part, 2)) for part in PART_COLOURS]
 
@@ -428,7 +428,7 @@ def by_reason(reasons: Sequence[str]) -> list[str]:
 def breakdown_words(bars: Sequence[tuple[str, Mapping[str, float]]]) -> str:
     """The bar chart for who cannot see it."""
     return "; ".join(
-        f"{name}: {', '.join(f'{part} {figures.duration(value)}' for part, value in parts.items())}" for name, parts in bars
+        f"{name}: {', '.join(f'{part} {duration(value)}' for part, value in parts.items())}" for name, parts in bars
     )
 
 
@@ -439,7 +439,7 @@ def last_loss(run: TrainRun) -> str:
 
 def seconds(value: float) -> str:
     """Three digits with a unit."""
-    return figures.duration(1e3 * value)
+    return duration(1e3 * value)
 
 
 def seconds_range(low: float, high: float, between: str = "to") -> str:

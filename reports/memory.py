@@ -11,9 +11,10 @@ import numpy as np
 from halocast.reports.document import Basis, Column, Picture, Table, Value
 from halocast.reports.figures import BLUE, GRID, INK, SKY, VERMILION, headline, legend_below, new_figure, style
 from halocast.reports.page import boxes_of
-from halocast.reports.words import byte_count, byte_unit
+from halocast.reports.words import byte_unit
 from halocast.simulator.catalogue import load_catalogue
 from halocast.traces.trace import Trace
+from halocast.words import byte_count
 
 MEMORY = "memory"
 """Identity of the table."""

@@ -27,12 +27,11 @@ from halocast.reports.figures import (
     headline,
     new_figure,
     style,
-    three_digits,
 )
 from halocast.reports.page import marks_of
-from halocast.reports.words import time_span
 from halocast.simulator.costs import Ceilings
 from halocast.traces.trace import COMPUTE, TRAIN, Trace
+from halocast.words import three_digits, time_span
 
 OPERATIONS = "operations"
 """Identity of the table."""

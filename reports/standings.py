@@ -12,7 +12,7 @@ from halocast.reports.document import Basis, Column, Picture, Table, Value
 from halocast.reports.estimates import Estimate, Scatter, ratio
 from halocast.reports.page import marks_of
 from halocast.reports.subjects import Group
-from halocast.reports.words import time_span
+from halocast.words import duration, three_digits, time_span
 
 TIMES = "times"
 """Identity of the table."""
@@ -55,7 +55,7 @@ def speed(standing: Standing) -> tuple[str, tuple[str, str]]:
     assert found is not None
     slower = found.value > 1.0
     value, low, high = (found.value, found.low, found.high) if slower else (1 / found.value, 1 / found.high, 1 / found.low)
-    digits = figures.three_digits
+    digits = three_digits
     return f"{digits(value)} × {'slower' if slower else 'faster'}", (digits(low), digits(high))
 
 
@@ -81,8 +81,8 @@ def times_picture(standings: Sequence[Standing]) -> Picture:
         if len(each.group.runs) > 1:
             medians = [1e3 * float(np.median(run)) for run in each.group.runs]
             axes.plot(medians, [row] * len(medians), linestyle="", marker="|", markersize=11, color=figures.INK)
-        axes.annotate(figures.duration(value), (max(value, high), row), (8, 0), textcoords="offset points", va="center", fontsize=8.5, color=figures.INK)  # noqa: E501 # fmt: skip
-        texts.append(f"{each.group.name}\n{figures.duration(value)}, {interval_words(each)}")
+        axes.annotate(duration(value), (max(value, high), row), (8, 0), textcoords="offset points", va="center", fontsize=8.5, color=figures.INK)  # noqa: E501 # fmt: skip
+        texts.append(f"{each.group.name}\n{duration(value)}, {interval_words(each)}")
         values.append(value)
     axes.set_yticks(range(len(known)), [each.group.name for each in known], parse_math=False)
     axes.set_ylim(len(known) - 0.5, -0.5)

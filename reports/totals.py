@@ -11,7 +11,8 @@ from halocast.reports.document import Column, Picture, Table, Value
 from halocast.reports.figures import BLUE, INK, MUTED, headline, new_figure, style
 from halocast.reports.subjects import Group
 from halocast.reports.widths import mean_bits, together
-from halocast.reports.words import byte_count, byte_unit
+from halocast.reports.words import byte_unit
+from halocast.words import byte_count
 
 TOTALS = "totals"
 """Identity of the table."""

@@ -14,9 +14,9 @@ from halocast.reports.document import Basis, Column, Picture, Table
 from halocast.reports.figures import INK, INK_ON_COLOUR, MUTED, PAPER, headline, new_figure, style
 from halocast.reports.page import boxes_of
 from halocast.reports.widths import draw_widths, mean_bits
-from halocast.reports.words import byte_count
 from halocast.traces.operations import Direction
 from halocast.traces.trace import TRAIN, Trace
+from halocast.words import byte_count
 
 MATRIX, EXCHANGES = "bytes-matrix", "exchanges"
 """Identities of tables."""

@@ -39,10 +39,10 @@ from halocast.reports.traffic import (
     widths_picture,
 )
 from halocast.reports.widths import mean_bits, together
-from halocast.reports.words import byte_count, time_span
 from halocast.simulator.costs import Ceilings
 from halocast.simulator.observations import WARM_UP_EPOCHS
 from halocast.traces.trace import Trace, TraceManifest
+from halocast.words import byte_count, time_span
 
 SPLITS: Mapping[str, str] = MappingProxyType({"train": "training", "val": "validation", "test": "test"})
 WORTH_NAMING = 0.02

@@ -1,17 +1,14 @@
-"""Numbers as people read them: three digits, decimal units, the same everywhere."""
+"""Cells and axes of reports in words; what every room says alike is in `halocast.words`."""
 
 from __future__ import annotations
 
 import math
 
 from halocast.reports.document import Form, Value
-from halocast.reports.figures import duration, three_digits
+from halocast.words import NOTHING, byte_count, money, three_digits, time_span
 
-NOTHING = "–"
-"""What stands for a value that is not there."""
 BYTE_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 """For axes, the largest first."""
-MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 
 
 def written(value: Value, form: Form, currency: str = "") -> str:
@@ -59,35 +56,6 @@ def prefixed(value: float) -> str:
     return f"{three_digits(value)} P"
 
 
-def time_span(seconds: float) -> str:
-    """``0.812 ms``, ``1.27 s``, ``12.5 min``, ``3.20 h``, ``4.10 days``."""
-    if not math.isfinite(seconds):
-        return NOTHING
-    if seconds == 0:
-        return "0 s"
-    if seconds < 2 * MINUTE:
-        return duration(1e3 * seconds)
-    for unit, name, upper in ((MINUTE, "min", 2 * HOUR), (HOUR, "h", 2 * DAY)):
-        if seconds < upper:
-            return f"{three_digits(seconds / unit)} {name}"
-    return f"{three_digits(seconds / DAY)} days"
-
-
-def byte_count(size: float) -> str:
-    """``512 B``, ``1.27 MB``: decimal units, three digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5:
-            return f"{size:.0f} B" if unit == "B" else f"{three_digits(size)} {unit}"
-        size /= 1000
-    return f"{three_digits(size)} TB"
-
-
 def byte_unit(largest: float) -> tuple[float, str]:
     """The unit of an axis up to `largest` bytes: its size and its name."""
     return next((unit for unit in BYTE_UNITS if largest >= unit[0]), BYTE_UNITS[-1])
-
-
-def money(amount: float, currency: str) -> str:
-    """``EUR 4.20``, ``EUR 0.0031``, ``EUR 12,300``."""
-    digits = f"{amount:,.0f}" if amount >= 1000 else f"{amount:,.2f}" if amount >= 0.1 or amount == 0 else f"{amount:.2g}"
-    return f"{currency} {digits}".strip()

@@ -14,7 +14,7 @@ from halocast.simulator.whatif.evaluation import MISSES_MEMORY, shares_of
 from halocast.simulator.whatif.folder import Answers, Knee, Sentence, Swing, Upgrade
 from halocast.simulator.whatif.grid import Grid
 from halocast.simulator.whatif.points import TASK, Point
-from halocast.simulator.whatif.words import amount, duration
+from halocast.words import money, round_span, time_span
 
 HALF = 0.5
 """Efficiency below which adding ranks no longer pays."""
@@ -101,7 +101,7 @@ class Questions:
     def _cheapest_sentence(self) -> Sentence:
         deadline = self.grid.filters.deadline_seconds
         kind = "cheapest" if self.is_priced else "smallest (no prices are given)"
-        question = f"Which is the {kind}" + (f" that trains within {duration(deadline)}?" if deadline else "?")
+        question = f"Which is the {kind}" + (f" that trains within {round_span(deadline)}?" if deadline else "?")
         found = self.cheapest()
         if found is None:
             quickest = self._said(_first(self.possible, ["training_seconds"]))
@@ -113,7 +113,7 @@ class Questions:
 
     def _fastest_sentence(self) -> Sentence:
         budget = self.grid.filters.budget
-        question = "Which is the fastest" + (f" within {amount(budget, self.currency)}?" if budget is not None else "?")
+        question = "Which is the fastest" + (f" within {money(budget, self.currency)}?" if budget is not None else "?")
         found = self.fastest()
         if found is None:
             cheapest = self._said(_first(self.possible, ["cost", "training_seconds"]))
@@ -219,12 +219,12 @@ class Questions:
             text = f"None in the grid: {best.from_} is as good as any for {self._row(recommended)['name']}."
             return Sentence(question=question, answer=text, scenarios=(recommended,))
         text = (
-            f"{best.to} instead of {best.from_} ({best.link}): a training takes {duration(best.seconds_to)} instead of "
-            f"{duration(best.seconds_from)} ({100 * saved / best.seconds_from:.0f} % less)"
+            f"{best.to} instead of {best.from_} ({best.link}): a training takes {time_span(best.seconds_to)} instead of "
+            f"{time_span(best.seconds_from)} ({100 * saved / best.seconds_from:.0f} % less)"
         )
         if best.cost_from is not None and best.cost_to is not None:
             text += (
-                f" and costs {amount(best.cost_to, self.currency)} instead of {amount(best.cost_from, self.currency)}, "
+                f" and costs {money(best.cost_to, self.currency)} instead of {money(best.cost_from, self.currency)}, "
                 "at the same price of a device"
             )
         return Sentence(question=question, answer=f"{text}.", scenarios=(recommended, best.scenario))
@@ -288,13 +288,13 @@ class Questions:
             return "none: no scenario has a forecast"
         row = self._row(scenario)
         text = (
-            f"{row['name']}: {duration(row['training_seconds'])} "
-            f"(90 % between {duration(row['training_low'])} and {duration(row['training_high'])})"
+            f"{row['name']}: {time_span(row['training_seconds'])} "
+            f"(90 % between {time_span(row['training_low'])} and {time_span(row['training_high'])})"
         )
         if pd.notna(row["cost"]):
             text += (
-                f", {amount(row['cost'], self.currency)} "
-                f"({amount(row['cost_low'], self.currency)} to {amount(row['cost_high'], self.currency)})"
+                f", {money(row['cost'], self.currency)} "
+                f"({money(row['cost_low'], self.currency)} to {money(row['cost_high'], self.currency)})"
             )
         return text
 

@@ -20,8 +20,8 @@ from halocast.simulator.whatif.grid import CALIBRATED, Grid
 from halocast.simulator.whatif.points import PartKey, Point, resolve
 from halocast.simulator.whatif.structure import Structure
 from halocast.simulator.whatif.values import real
-from halocast.simulator.whatif.words import amount, duration
 from halocast.traces.workload import LayerSpec, PartStatistics, Workload
+from halocast.words import money, round_span, time_span
 
 MISSES_MEMORY, MISSES_DEADLINE = "may need more memory than there is", "misses the deadline"
 MISSES_BUDGET = "is over the budget"
@@ -354,10 +354,10 @@ class Evaluator:
         if room is not None and peak is not None and peak > room:
             missed.append(f"{MISSES_MEMORY}: {peak / 1e9:.3g} GB of {room / 1e9:.3g} GB")
         if filters.deadline_seconds is not None and seconds > filters.deadline_seconds:
-            missed.append(f"{MISSES_DEADLINE}: {duration(seconds)} of {duration(filters.deadline_seconds)}")
+            missed.append(f"{MISSES_DEADLINE}: {time_span(seconds)} of {round_span(filters.deadline_seconds)}")
         if filters.budget is not None and cost is not None and cost > filters.budget:
             currency = self.grid.prices.currency
-            missed.append(f"{MISSES_BUDGET}: {amount(cost, currency)} of {amount(filters.budget, currency)}")
+            missed.append(f"{MISSES_BUDGET}: {money(cost, currency)} of {money(filters.budget, currency)}")
         return missed
 
 

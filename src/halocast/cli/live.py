@@ -14,7 +14,7 @@ from halocast.cli.capacity import open_evaluator
 from halocast.cli.forecast import grouped
 from halocast.errors import MisuseError, nearest
 from halocast.reports.capacity_view import PARTS, View
-from halocast.reports.words import byte_count, money, time_span, written
+from halocast.reports.words import written
 from halocast.simulator.costs import Costs
 from halocast.simulator.whatif import Evaluator, WhatIf
 from halocast.simulator.whatif.axes import AXES
@@ -22,6 +22,7 @@ from halocast.simulator.whatif.change import Change
 from halocast.simulator.whatif.evaluation import KEPT_STRUCTURES
 from halocast.simulator.whatif.points import Point, resolve
 from halocast.simulator.whatif.run import digest_of
+from halocast.words import byte_count, money, time_span
 
 LEAST_RATE, MOST_RATE = 0.01, 10_000.0
 """Gbit/s of a link of one's own."""

@@ -116,7 +116,7 @@ def files_of(result: WhatIf) -> dict[str, str]:
 
 def show(console: Console, result: WhatIf) -> None:
     """The answers in sentences, the tornado, and what to do next."""
-    from halocast.simulator.whatif.words import amount, duration
+    from halocast.words import money, time_span
 
     manifest, table, answers = result.manifest, result.table, result.answers
     assert answers is not None
@@ -136,10 +136,10 @@ def show(console: Console, result: WhatIf) -> None:
                     bar.label,
                     bar.low,
                     bar.high,
-                    duration(bar.seconds_low),
-                    duration(bar.seconds_high),
-                    "" if bar.cost_low is None else amount(bar.cost_low, manifest.currency),
-                    "" if bar.cost_high is None else amount(bar.cost_high, manifest.currency),
+                    time_span(bar.seconds_low),
+                    time_span(bar.seconds_high),
+                    "" if bar.cost_low is None else money(bar.cost_low, manifest.currency),
+                    "" if bar.cost_high is None else money(bar.cost_high, manifest.currency),
                 ]
                 for bar in answers.tornado
             ],

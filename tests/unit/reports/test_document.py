@@ -16,7 +16,8 @@ from halocast.reports.document import (
 )
 from halocast.reports.figures import new_figure
 from halocast.reports.page import boxes_of, marks_of
-from halocast.reports.words import byte_count, money, time_span, written
+from halocast.reports.words import written
+from halocast.words import byte_count, money, time_span
 
 
 def table(identity="rows", **changes):

@@ -10,6 +10,7 @@ from halocast.reports import figures
 from halocast.traces.epochs import median_epoch
 from halocast.traces.operations import Aggregate, AllReduce, Exchange, Keep, Loss
 from halocast.traces.trace import TraceWriter, read_trace, write_manifest
+from halocast.words import duration
 
 
 @pytest.fixture(scope="module")
@@ -200,4 +201,4 @@ def test_names_at_the_ends_do_not_touch(metrics):
     [(0.5, "0.500 ms"), (1.234, "1.23 ms"), (151.4, "151 ms"), (999.4, "999 ms"), (999.6, "1.00 s"), (1e6, "1000 s")],
 )
 def test_durations_in_three_digits(milliseconds, text):
-    assert figures.duration(milliseconds) == text
+    assert duration(milliseconds) == text

@@ -77,8 +77,10 @@ def test_which_report_folders_make() -> None:
     def asked(*names: str) -> str:
         return kind_for([Path(name) for name in names])
 
-    assert [asked("one"), asked("one", "two"), asked("one", "said"), asked("said")] == ["train", "compare", "compare", "train"]
+    assert [asked("one"), asked("one", "two"), asked("said", "one"), asked("said")] == ["train", "compare", "compare", "train"]
     assert [asked("plans"), asked("table")] == ["capacity", "forecast"]
+    assert [asked("one", "said"), asked("table", "one", "said")] == ["forecast", "forecast"]
+    assert asked("one", "two", "said") == "compare"
     write_forecast_folder("one/forecast")
     assert asked("one") == "forecast"
     with pytest.raises(MisuseError, match="plans is a what-if folder, which makes a capacity report by itself"):
@@ -91,7 +93,6 @@ def test_a_forecast_folder_is_reported_as_simulated(capsys: pytest.CaptureFixtur
 
 
 def test_a_run_with_its_forecast_makes_a_forecast_report(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("halocast.reports.forecast")
     write_forecast_folder("one/forecast", seconds=0.1, low=0.09, high=0.12)
     assert run(["report", "one", "--out", "one.html"]) == 0
     assert capsys.readouterr().out

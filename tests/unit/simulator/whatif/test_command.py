@@ -384,7 +384,7 @@ def test_the_example_runs(movable_file: Path, tmp_path: Path, monkeypatch: pytes
     assert run(command(example, movable_file, tmp_path / "out", "--sample", "40")) == 0
     found = read_whatif(tmp_path / "out")
     assert found.manifest.graph.nodes == 12_000
-    assert set(found.table["nodes"]) == {1_200_000}
+    assert set(found.table["nodes"]) == {12_000_000}
     assert any("larger graphs have the communities" in line for line in found.manifest.assumed)
     assert found.table["feasible"].any()
 
