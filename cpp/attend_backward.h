@@ -1,0 +1,291 @@
+// The backward pass of attention, over one block that was fetched again.
+//
+// With a_ij = e^(l_ij − m_i) / s_i, M_ij the factor of dropout, e_i the gradient of the output o_i and x_ij what leaky
+// took (SAR, section 3.3, with the softmax differentiated by hand, so that no logit is kept):
+//   d z_j += a_ij M_ij e_i;  d l_ij = a_ij (M_ij e_i · z_j − e_i · o_i)
+//   GAT: d el_j, d er_i, d ee_ij += d l_ij leaky'(x_ij)
+//   GATv2: d zs_j, d zt_i += d l_ij a leaky'(x_ij);  d a += d l_ij leaky(x_ij), per column
+// The walk is over sources, whose gradients then stay in registers, with two rows read for each edge of GATv2 and one of
+// GAT. What GAT's targets get is a number per head: each of attend_chunks chunks of sources adds it up apart, and the
+// chunks are added in order. GATv2's targets get a row: a second walk, over targets.
+#pragma once
+
+#include "attend.h"
+#include "columns.h"
+
+namespace halocast::HALOCAST_ISA {
+namespace {
+
+// What a target keeps for the backward pass, in one row: see AttendPack.
+enum PackedOf { packed_logit, packed_maximum, packed_inverse, packed_product, packed_numbers };
+
+template <class T>
+void attend_pack(const AttendPack<T>& p, int threads) {
+  for_rows(p.rows, p.heads * p.dim, threads, [&](std::int64_t row) {
+    T* const to = p.packed + row * packed_numbers * p.heads;
+    for (std::int64_t head = 0; head < p.heads; ++head) {
+      const T maximum = p.maximum[row * p.heads + head];
+      const T sum = p.sum[row * p.heads + head];
+      const T* const out = p.out + row * p.out_stride + head * p.dim;
+      const T* const grad = p.grad + row * p.grad_stride + head * p.dim;
+      T product = 0;
+#pragma omp simd reduction(+ : product)
+      for (std::int64_t j = 0; j < p.dim; ++j) product += out[j] * grad[j];
+      to[packed_logit * p.heads + head] =
+          p.target_logit != nullptr ? p.target_logit[row * p.target_logit_stride + head] : T(0);
+      to[packed_maximum * p.heads + head] = maximum == -std::numeric_limits<T>::infinity() ? T(0) : maximum;
+      to[packed_inverse * p.heads + head] = sum == 0 ? T(0) : 1 / sum;
+      to[packed_product * p.heads + head] = product;
+    }
+  });
+}
+
+// Numbers of one span, head by head.
+template <class T>
+struct BackwardSpan {
+  Span<T> logit;    // l, then d x of GAT, d l of GATv2
+  Span<T> weight;   // a M
+  Span<T> maximum;  // of each edge's target
+  Span<T> inverse;
+  Span<T> product;
+  Span<T> dots;  // e_i · z_j
+  Span<T> kept;  // M
+};
+
+template <class T>
+inline void dot_rows(const HeadColumns<T>& columns, const T* own, const T* const* rows, int count, Span<T>& to) {
+  sum_over_columns(columns, count, to,
+                   [&](int edge, std::int64_t offset, const auto& load_at) __attribute__((always_inline)) {
+                     return load_at(own + offset) * load_at(rows[edge] + offset);
+                   });
+}
+
+// From l, m, 1 / s, e · o and e · z to a M and d l (times leaky' if Gat).
+template <bool Gat, class T>
+inline void differentiate(const Attention<T>& a, int count, BackwardSpan<T>& s) {
+  for (std::int64_t head = 0; head < a.heads; ++head)
+    for (int edge = 0; edge < count; edge += lanes<T>) {
+      const Vector<T> l = load(&s.logit.at[head][edge]);
+      const Vector<T> difference = l - load(&s.maximum.at[head][edge]);
+      const Vector<T> share =
+          exp_nonpositive(difference > Vector<T>{} ? Vector<T>{} : difference) * load(&s.inverse.at[head][edge]);
+      Vector<T> weight = share;
+      Vector<T> dot = load(&s.dots.at[head][edge]);
+      if (a.dropout.threshold != 0) {
+        const Vector<T> kept = load(&s.kept.at[head][edge]);
+        weight *= kept;
+        dot *= kept;
+      }
+      Vector<T> slope = share * (dot - load(&s.product.at[head][edge]));
+      if constexpr (Gat) slope *= leaky_derivative(l, a.slope);  // l has the sign of x
+      store(&s.weight.at[head][edge], weight);
+      store(&s.logit.at[head][edge], slope);
+    }
+}
+
+// A span of a source's edges: gather what the targets keep.
+template <class T>
+inline void gather_packed(const AttendBackward<T>& b, const std::int32_t* index, int count, BackwardSpan<T>& s) {
+  const std::int64_t heads = b.attention.heads;
+  const std::int64_t stride = packed_numbers * heads;
+  gather_heads(b.packed + packed_maximum * heads, stride, index, count, heads, s.maximum);
+  gather_heads(b.packed + packed_inverse * heads, stride, index, count, heads, s.inverse);
+  gather_heads(b.packed + packed_product * heads, stride, index, count, heads, s.product);
+  pad(s.maximum, heads, count, T(0));
+  pad(s.inverse, heads, count, T(0));
+  pad(s.product, heads, count, T(0));
+}
+
+// GATv2's rows of gradients, on some registers: with d = d l leaky'(x),
+// scaled += Σ d, and other += Σ weight · others[edge] (Source) or Σ d x (target).
+template <class T, int Vectors, bool Source>
+void add_gatv2(const Slice* slices, const T* own, const T* const* rows, const T* const* others, int count, T slope,
+               const BackwardSpan<T>& s, const T* weight, T* to, T* other) {
+  Vector<T> scaled[Vectors] = {};
+  Vector<T> plain[Vectors] = {};
+  Vector<T> mine[Vectors];
+  const auto load_at = [](const T* from, const Slice& slice) {
+    return slice.count == lanes<T> ? load(from + slice.offset) : load_partial(from + slice.offset, slice.count);
+  };
+  const auto add_to = [](T* to_row, const Slice& slice, Vector<T> x) {
+    T* const at = to_row + slice.offset;
+    if (slice.count == lanes<T>)
+      store(at, load(at) + x);
+    else
+      store_partial(at, load_partial(at, slice.count) + x, slice.count);
+  };
+  for (int v = 0; v < Vectors; ++v) mine[v] = load_at(own, slices[v]);
+  for (int edge = 0; edge < count; ++edge)
+    for (int v = 0; v < Vectors; ++v) {
+      const std::int64_t head = slices[v].head;
+      const Vector<T> x = mine[v] + load_at(rows[edge], slices[v]);
+      const Vector<T> d = leaky_derivative(x, slope) * s.logit.at[head][edge];
+      scaled[v] += d;
+      if constexpr (Source)
+        plain[v] += load_at(others[edge], slices[v]) * s.weight.at[head][edge];
+      else
+        plain[v] += d * x;
+    }
+  for (int v = 0; v < Vectors; ++v) {
+    add_to(to, slices[v], scaled[v] * load_at(weight, slices[v]));
+    add_to(other, slices[v], plain[v]);
+  }
+}
+
+template <bool Source, class T>
+inline void add_gatv2_rows(const AttendBackward<T>& b, const HeadColumns<T>& columns, const T* own,
+                           const T* const* rows, const T* const* others, int count, const BackwardSpan<T>& s, T* to,
+                           T* other) {
+  constexpr int most = max_accumulators / 2;
+  for_slice_blocks<most>(static_cast<std::int64_t>(columns.slices.size()), [&](std::int64_t done, auto vectors) {
+    add_gatv2<T, decltype(vectors)::value, Source>(&columns.slices[done], own, rows, others, count, b.attention.slope,
+                                                   s, b.attention.weight, to, other);
+  });
+}
+
+// One row of `grad_er` for each target, of the chunk that the source is in.
+template <class T>
+void source_row(const AttendBackward<T>& b, const HeadColumns<T>& columns, std::int64_t row, std::int64_t last_edge,
+                T* grad_er) {
+  const Attention<T>& a = b.attention;
+  const bool gat = a.weight == nullptr;
+  const std::int64_t width = a.heads * a.dim;
+  const auto bytes = width * static_cast<std::int64_t>(sizeof(T));
+  const std::int32_t* const all = b.by_source.index;
+  const std::int64_t end = b.by_source.end[row];
+  const T* const z = a.z + row * a.z_stride;
+  T* const grad_z = b.grad_z + row * b.grad_z_stride;
+  T* const grad_el = gat ? b.grad_source_logit + row * b.grad_source_logit_stride : nullptr;
+  if (!b.accumulate) {
+    std::memset(grad_z, 0, static_cast<std::size_t>(bytes));
+    if (gat) std::memset(grad_el, 0, static_cast<std::size_t>(a.heads) * sizeof(T));
+  }
+  BackwardSpan<T> s;
+  const T* grads[span_edges];
+  const T* targets[span_edges];
+  for (std::int64_t first = b.by_source.begin[row]; first < end; first += span_edges) {
+    const int count = static_cast<int>(end - first < span_edges ? end - first : span_edges);
+    const std::int32_t* const index = all + first;
+    const auto fetch = [&](int edge) __attribute__((always_inline)) {
+      const std::int64_t ahead = first + edge + attend_distance < last_edge ? first + edge + attend_distance : last_edge;
+      prefetch(b.grad + all[ahead] * b.grad_stride, bytes);
+      prefetch(b.packed + all[ahead] * packed_numbers * a.heads,
+               packed_numbers * a.heads * static_cast<std::int64_t>(sizeof(T)));
+      if (grad_er != nullptr) __builtin_prefetch(grad_er + all[ahead] * a.heads, 1);
+      if (!gat) prefetch(a.target + all[ahead] * a.target_stride, bytes);
+    };
+    find_rows(b.grad, b.grad_stride, index, count, grads);
+    gather_packed(b, index, count, s);
+    if (gat) {
+      gather_heads(b.packed, packed_numbers * a.heads, index, count, a.heads, s.logit);
+      finish_gat_logits(a, a.source_logit + row * a.source_logit_stride, b.entry, first, count, s.logit);
+    } else {
+      find_rows(a.target, a.target_stride, index, count, targets);
+      gatv2_logits(a, columns, z, targets, count, s.logit);
+    }
+    pad(s.logit, a.heads, count, -std::numeric_limits<T>::infinity());
+    dot_rows(columns, z, grads, count, s.dots);
+    if (a.dropout.threshold != 0)
+      dropout_factors(
+          a.dropout, a.heads, count, [&](int edge) { return a.dropout.nodes[index[edge]]; },
+          [&](int) { return a.source_nodes[row]; }, s.kept);
+    if (!gat) {
+      differentiate<false>(a, count, s);
+      for (int edge = 0; edge < count; ++edge) fetch(edge);
+      add_gatv2_rows<true>(b, columns, z, targets, grads, count, s, grad_z, grad_z);
+      continue;
+    }
+    differentiate<true>(a, count, s);
+    for (std::int64_t head = 0; head < a.heads; ++head) {
+      Vector<T> total{};
+      for (int edge = 0; edge < count; edge += lanes<T>) total += load(&s.logit.at[head][edge]);
+      grad_el[head] += sum_of_lanes<T>(total);
+    }
+    for (int edge = 0; edge < count; ++edge)
+      for (std::int64_t head = 0; head < a.heads; ++head)
+        grad_er[index[edge] * a.heads + head] += s.logit.at[head][edge];
+    if (b.grad_edge_logit != nullptr)
+      for (int edge = 0; edge < count; ++edge)
+        for (std::int64_t head = 0; head < a.heads; ++head)
+          b.grad_edge_logit[b.entry[first + edge] * a.heads + head] = s.logit.at[head][edge];
+    add_weighted_rows(columns, grads, count, s.weight, grad_z, fetch);
+  }
+}
+
+// GAT: all in one walk over the sources.
+template <class T>
+void gat_backward(const AttendBackward<T>& b, const HeadColumns<T>& columns, int threads) {
+  const std::int64_t heads = b.attention.heads;
+  const std::int64_t numbers = b.by_target.rows * heads;
+  T* const apart = reinterpret_cast<T*>(b.workspace);
+  const std::int64_t chunks = b.by_source.rows < attend_chunks ? b.by_source.rows : attend_chunks;
+  for_row_chunks(b.by_source.begin, b.by_source.end, 0, b.by_source.rows, chunks, threads,
+                 [&](std::int64_t chunk, std::int64_t first, std::int64_t last, std::int64_t last_edge) {
+                   T* const mine = apart + chunk * numbers;
+                   std::memset(mine, 0, static_cast<std::size_t>(numbers) * sizeof(T));
+                   for (std::int64_t row = first; row < last; ++row) source_row(b, columns, row, last_edge, mine);
+                 });
+  for_rows(b.by_target.rows, heads * chunks, threads, [&](std::int64_t row) {
+    T* const to = b.grad_target_logit + row * b.grad_target_logit_stride;
+    for (std::int64_t chunk = 0; chunk < chunks; ++chunk)
+      for (std::int64_t head = 0; head < heads; ++head) to[head] += apart[chunk * numbers + row * heads + head];
+  });
+}
+
+// GATv2's gradients of a target's row, and of the weight in sums.
+template <class T>
+void gatv2_target_row(const AttendBackward<T>& b, const HeadColumns<T>& columns, std::int64_t row, T* grad_weight) {
+  const Attention<T>& a = b.attention;
+  const T* const packed = b.packed + row * packed_numbers * a.heads;
+  const T* const own = a.target + row * a.target_stride;
+  BackwardSpan<T> s;
+  const T* rows[span_edges];
+  const std::int64_t end = b.by_target.end[row];
+  for (std::int64_t first = b.by_target.begin[row]; first < end; first += span_edges) {
+    const int count = static_cast<int>(end - first < span_edges ? end - first : span_edges);
+    const std::int32_t* const index = b.by_target.index + first;
+    find_rows(a.z, a.z_stride, index, count, rows);
+    gatv2_logits(a, columns, own, rows, count, s.logit);
+    pad(s.logit, a.heads, count, -std::numeric_limits<T>::infinity());
+    dot_rows(columns, b.grad + row * b.grad_stride, rows, count, s.dots);
+    for (std::int64_t head = 0; head < a.heads; ++head)
+      for (int edge = 0; edge < whole_registers(count, lanes<T>); ++edge) {
+        s.maximum.at[head][edge] = packed[packed_maximum * a.heads + head];
+        s.inverse.at[head][edge] = packed[packed_inverse * a.heads + head];
+        s.product.at[head][edge] = packed[packed_product * a.heads + head];
+      }
+    if (a.dropout.threshold != 0)
+      dropout_factors(
+          a.dropout, a.heads, count, [&](int) { return a.dropout.nodes[row]; },
+          [&](int edge) { return a.source_nodes[index[edge]]; }, s.kept);
+    differentiate<false>(a, count, s);
+    add_gatv2_rows<false>(b, columns, own, rows, rows, count, s, b.grad_target + row * b.grad_target_stride,
+                          grad_weight);
+  }
+}
+
+template <class T>
+void gatv2_backward(const AttendBackward<T>& b, const HeadColumns<T>& columns, int threads) {
+  const std::int64_t width = b.attention.heads * b.attention.dim;
+  for_balanced_rows(b.by_source.begin, b.by_source.end, 0, b.by_source.rows, 2 * width, threads,
+                    [&](std::int64_t first, std::int64_t last, std::int64_t last_edge) {
+                      for (std::int64_t row = first; row < last; ++row)
+                        source_row(b, columns, row, last_edge, static_cast<T*>(nullptr));
+                    });
+  sum_rows<T>(b.by_target.rows, width, 1, b.workspace, threads, [&](BlockSums<T>& sums, std::int64_t row) {
+    gatv2_target_row(b, columns, row, sums.vector(0));
+  });
+  add_blocks(b.workspace, row_blocks(b.by_target.rows), width, 1, 0, b.grad_weight, true);
+}
+
+template <class T>
+void attend_backward(const AttendBackward<T>& b, int threads) {
+  const HeadColumns<T> columns(b.attention.heads, b.attention.dim);
+  if (b.attention.weight != nullptr)
+    gatv2_backward(b, columns, threads);
+  else if (b.by_source.rows > 0)
+    gat_backward(b, columns, threads);
+}
+
+}  // namespace
+}  // namespace halocast::HALOCAST_ISA

@@ -1,0 +1,431 @@
+"""Attention and extremes over neighbours that come block by block: checked wrappers, as :mod:`halocast.runtime.kernels`.
+
+A rank's rows meet their neighbours in blocks: its own part, then one remote part after another, each forgotten before
+the next comes (SAR: H. Mostafa, MLSys 2022, section 3). What is kept for a row does not grow with its neighbours:
+
+    attention   state = AttentionState.start(...); attend(...) for each block; out = finish_attention(state)
+                packed = pack_targets(...); attend_backward(...) for each block, fetched again
+    extremes    state = ExtremeState.start(...); merge_extremes(...) for each block; out = finish_extremes(state)
+                shares = share_among_ties(...); extremes_backward(...) for each block, fetched again
+
+No number per edge and head is stored, except the gradients of edge logits where there are any. Formulas and their
+sources stand in ``cpp/attend.h``, ``cpp/attend_backward.h`` and ``cpp/extreme.h``. float32 and float64; rows may be
+strided, so that features and half-logits can be columns of one message. Results have the same bits for any number of
+threads, and the same masks of dropout for any split into blocks; the split itself changes sums by rounding only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halocast.errors import MisuseError
+from halocast.runtime import attention_torch, kernels
+
+MOST_HEADS = 64
+
+
+@dataclass(frozen=True)
+class Edges:
+    """The edges from one block of sources into a rank's rows (targets), by target and by source; trusted."""
+
+    begin: Tensor
+    """int64 ``[targets]``: the entries of target i are ``begin[i] ≤ e < end[i]``."""
+    end: Tensor
+    """int64 ``[targets]``."""
+    sources: Tensor
+    """int32 ``[entries]``, rows of the block."""
+    source_begin: Tensor
+    """int64 ``[sources]``: the same edges by source."""
+    source_end: Tensor
+    """int64 ``[sources]``."""
+    targets: Tensor
+    """int32 ``[entries]``."""
+    entry: Tensor
+    """int64 ``[entries]``: the place in ``sources`` of each edge of ``targets``."""
+
+    @classmethod
+    def from_csr(cls, indptr: Tensor, sources: Tensor, source_count: int) -> Edges:
+        """Check a CSR structure (int64 ``[targets + 1]``, int32 ``[entries]``) and turn it over, targets ascending."""
+        kernels.check_neighbours(indptr[:-1], indptr[1:], sources, source_count)
+        targets = torch.repeat_interleave(torch.arange(indptr.numel() - 1, device=indptr.device), indptr.diff())
+        entry = torch.sort(sources, stable=True).indices
+        counts = torch.bincount(sources, minlength=source_count)
+        turned = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return cls(indptr[:-1], indptr[1:], sources, turned[:-1], turned[1:], targets[entry].int(), entry)
+
+    @property
+    def target_count(self) -> int:
+        return self.begin.numel()
+
+    @property
+    def source_count(self) -> int:
+        return self.source_begin.numel()
+
+
+@dataclass(frozen=True)
+class GatLogits:
+    """``l_ij = leaky_relu(source_j + target_i + edge_ij)`` (Veličković et al., ICLR 2018, equation 3)."""
+
+    source: Tensor
+    """``[sources, heads]``, may be a slice of columns."""
+    target: Tensor
+    """``[targets, heads]``, may be a slice of columns."""
+    edge: Tensor | None = None
+    """``[entries, heads]`` in the order of ``Edges.sources``, contiguous."""
+    slope: float = 0.2
+    """Of leaky_relu below 0; 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Gatv2Logits:
+    """``l_ij = Σ_d weight_d · leaky_relu(values_jd + target_id)`` (Brody et al., ICLR 2022, equation 7)."""
+
+    target: Tensor
+    """``[targets, heads · dim]``, may be a slice of columns."""
+    weight: Tensor
+    """``[heads, dim]``, contiguous."""
+    slope: float = 0.2
+    """Of leaky_relu below 0; 0 to 1."""
+
+
+@dataclass(frozen=True)
+class GatGradients:
+    """Where the backward pass puts gradients; shapes as in :class:`GatLogits` and its values."""
+
+    values: Tensor
+    """``[sources, heads · dim]``."""
+    source: Tensor
+    target: Tensor
+    """Added to."""
+    edge: Tensor | None = None
+    """Overwritten for the block's entries; needed if the logits have an edge part."""
+
+
+@dataclass(frozen=True)
+class Gatv2Gradients:
+    """Where the backward pass puts gradients; shapes as in :class:`Gatv2Logits` and its values."""
+
+    values: Tensor
+    """``[sources, heads · dim]``."""
+    target: Tensor
+    """Added to."""
+    weight: Tensor
+    """Added to."""
+
+
+@dataclass(frozen=True)
+class AttentionDropout:
+    """Dropout of normalised attention; its mask depends on the stream, both global nodes and the head alone.
+
+    The word is that of node ``target`` and element ``source · 4⌈heads / 4⌉ + head`` of the stream (see
+    :func:`halocast.runtime.kernels.philox`), whose purpose should be ``PURPOSE_ATTENTION``.
+    """
+
+    dropout: kernels.Dropout
+    targets: Tensor
+    """int64 ``[targets]``, global nodes, below 2^40."""
+    sources: Tensor
+    """int64 ``[sources]``, global nodes, below 2^32 / ⌈heads / 4⌉."""
+
+
+@dataclass(frozen=True)
+class AttentionState:
+    """What rows keep of the neighbours met so far: for each head the largest logit m, Σ e^(l − m) and Σ e^(l − m) z."""
+
+    maximum: Tensor
+    """``[targets, heads]``."""
+    sum: Tensor
+    """``[targets, heads]``."""
+    out: Tensor
+    """``[targets, heads · dim]``."""
+
+    @classmethod
+    def start(cls, targets: int, heads: int, dim: int, pattern: Tensor) -> AttentionState:
+        """No neighbours yet; dtype and device of ``pattern``. dim is that of one head."""
+        maximum = pattern.new_full((targets, heads), -torch.inf)
+        return cls(maximum, pattern.new_zeros(targets, heads), pattern.new_zeros(targets, heads * dim))
+
+
+@dataclass(frozen=True)
+class ExtremeState:
+    """What rows keep for a maximum or minimum: for each column the extreme so far, and how many neighbours have it."""
+
+    value: Tensor
+    """``[targets, dim]``."""
+    ties: Tensor
+    """``[targets, dim]``, of the values' dtype (float32 counts exactly to 2^24)."""
+    minimum: bool = False
+
+    @classmethod
+    def start(cls, targets: int, dim: int, pattern: Tensor, *, minimum: bool = False) -> ExtremeState:
+        """No neighbours yet; dtype and device of ``pattern``."""
+        value = pattern.new_full((targets, dim), torch.inf if minimum else -torch.inf)
+        return cls(value, torch.zeros_like(value), minimum)
+
+
+def attend(
+    edges: Edges,
+    state: AttentionState,
+    values: Tensor,
+    logits: GatLogits | Gatv2Logits,
+    *,
+    dropout: AttentionDropout | None = None,
+) -> None:
+    """Merge a block into the state. values ``[sources, heads · dim]``. Raises MisuseError on any mismatch.
+
+    A logit of −∞ leaves its edge out; +∞ and NaN make the row NaN.
+    """
+    name = "attend"
+    heads, dim = _check_attention(name, edges, values, logits, dropout, state.maximum)
+    kernels.check_like(name, "state.maximum", state.maximum, values, (edges.target_count, heads))
+    kernels.check_like(name, "state.sum", state.sum, values, (edges.target_count, heads))
+    kernels.check_like(name, "state.out", state.out, values, (edges.target_count, heads * dim))
+    if not kernels.is_native(values):
+        attention_torch.attend(edges, state, values, logits, dropout)
+        return
+    kernels.native().attend_forward(
+        values.dtype == torch.float64, _attention(values, logits, dropout, heads, dim), _by_target(edges),
+        state.maximum.data_ptr(), state.sum.data_ptr(), *kernels.place(state.out), torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def finish_attention(state: AttentionState) -> Tensor:
+    """Divide ``state.out`` by the sums, in place, and return it; rows without neighbours become zeros."""
+    name = "finish_attention"
+    out = kernels.check_matrix(name, "state.out", state.out)
+    targets, heads = state.sum.shape
+    kernels.check_like(name, "state.sum", state.sum, out, (targets, heads))
+    if not kernels.is_native(out):
+        attention_torch.finish_attention(state)
+        return out
+    kernels.native().attend_finish(
+        out.dtype == torch.float64, targets, heads, out.shape[1] // heads, state.sum.data_ptr(), *kernels.place(out),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def pack_targets(state: AttentionState, grad: Tensor, logits: GatLogits | Gatv2Logits) -> Tensor:
+    """What the backward pass reads of each target, side by side: ``[targets, 4 · heads]`` of (target half-logit, maximum,
+    1 / sum, grad · out). state: finished. grad: of the output, ``[targets, heads · dim]``.
+    """
+    name = "pack_targets"
+    out = kernels.check_matrix(name, "state.out", state.out)
+    targets, heads = state.sum.shape
+    kernels.check_like(name, "grad", grad, out, (targets, out.shape[1]))
+    half = logits.target if isinstance(logits, GatLogits) else None
+    if half is not None:
+        kernels.check_like(name, "logits.target", half, out, (targets, heads))
+    packed = out.new_empty(targets, 4 * heads)
+    if not kernels.is_native(out):
+        attention_torch.pack_targets(state, grad, half, packed)
+        return packed
+    kernels.native().attend_pack(
+        out.dtype == torch.float64, targets, heads, out.shape[1] // heads, *kernels.place(half),
+        state.maximum.data_ptr(), state.sum.data_ptr(), *kernels.place(out), *kernels.place(grad), packed.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return packed
+
+
+def attend_backward(
+    edges: Edges,
+    packed: Tensor,
+    grad: Tensor,
+    values: Tensor,
+    logits: GatLogits | Gatv2Logits,
+    gradients: GatGradients | Gatv2Gradients,
+    *,
+    dropout: AttentionDropout | None = None,
+    accumulate: bool = False,
+) -> None:
+    """Gradients of one block, in one pass over it. packed: from :func:`pack_targets`, with the same ``grad``.
+
+    values, logits and dropout: as in the block's :func:`attend`. Gradients of sources are overwritten, or added to with
+    ``accumulate``; those of targets and of the weight are added to, block after block.
+    """
+    name = "attend_backward"
+    heads, dim = _check_attention(name, edges, values, logits, dropout, packed[:, : packed.shape[1] // 4])
+    kernels.check_like(name, "packed", packed, values, (edges.target_count, 4 * heads))
+    kernels.check_like(name, "grad", grad, values, (edges.target_count, heads * dim))
+    _check_gradients(name, values, logits, gradients)
+    if not kernels.is_native(values):
+        attention_torch.attend_backward(edges, packed, grad, values, logits, gradients, dropout, accumulate)
+        return
+    gat = gradients if isinstance(gradients, GatGradients) else None
+    gatv2 = gradients if isinstance(gradients, Gatv2Gradients) else None
+    kernels.native().attend_backward(
+        values.dtype == torch.float64, _attention(values, logits, dropout, heads, dim), _by_target(edges),
+        _by_source(edges), edges.entry.data_ptr(), packed.data_ptr(), *kernels.place(grad), accumulate,
+        *kernels.place(gradients.values), *kernels.place(gat and gat.source), *kernels.place(gat and gat.target),
+        kernels.address(gat and gat.edge), *kernels.place(gatv2 and gatv2.target),
+        kernels.address(gatv2 and gatv2.weight), torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def merge_extremes(edges: Edges, state: ExtremeState, features: Tensor) -> None:
+    """Merge a block into the state. features ``[sources, dim]``. NaN wins over every number."""
+    name = "merge_extremes"
+    features = kernels.check_matrix(name, "features", features)
+    _check_edges(name, edges, features)
+    shape = (edges.target_count, features.shape[1])
+    kernels.check_like(name, "state.value", state.value, features, shape)
+    kernels.check_like(name, "state.ties", state.ties, features, shape)
+    if not kernels.is_native(features):
+        attention_torch.merge_extremes(edges, state, features)
+        return
+    kernels.native().extreme_forward(
+        features.dtype == torch.float64, _by_target(edges), state.minimum, features.shape[1], *kernels.place(features),
+        *kernels.place(state.value), *kernels.place(state.ties), torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def finish_extremes(state: ExtremeState) -> Tensor:
+    """Return ``state.value``, with zeros where a row has no neighbours."""
+    return state.value.masked_fill_(state.ties == 0, 0.0)
+
+
+def share_among_ties(state: ExtremeState, grad: Tensor) -> Tensor:
+    """Each tied neighbour's share of the gradient, ``[targets, dim]``: the rule of torch.scatter_reduce's amax."""
+    kernels.check_like("share_among_ties", "grad", grad, state.value, (state.value.shape[0], state.value.shape[1]))
+    return grad / state.ties.clamp(min=1.0)
+
+
+def extremes_backward(
+    edges: Edges, state: ExtremeState, share: Tensor, features: Tensor, grad: Tensor, *, accumulate: bool = False
+) -> None:
+    """Gradient of one block's features, ``grad [sources, dim]``: overwritten, or added to with ``accumulate``.
+
+    features: bit for bit what was merged (a neighbour has the extreme if it equals it). share: from
+    :func:`share_among_ties`.
+    """
+    name = "extremes_backward"
+    features = kernels.check_matrix(name, "features", features)
+    _check_edges(name, edges, features)
+    shape = (edges.target_count, features.shape[1])
+    kernels.check_like(name, "state.value", state.value, features, shape)
+    kernels.check_like(name, "share", share, features, shape)
+    kernels.check_like(name, "grad", grad, features, (features.shape[0], features.shape[1]))
+    if not kernels.is_native(features):
+        attention_torch.extremes_backward(edges, state, share, features, grad, accumulate)
+        return
+    kernels.native().extreme_backward(
+        features.dtype == torch.float64, _by_source(edges), features.shape[1], *kernels.place(features),
+        *kernels.place(state.value), *kernels.place(share), *kernels.place(grad), accumulate, torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def _check_edges(where: str, edges: Edges, pattern: Tensor) -> None:
+    device, entries = pattern.device, edges.sources.numel()
+    if edges.source_count != pattern.shape[0]:
+        raise MisuseError(f"{where}: the edges leave {edges.source_count} sources, the matrix has {pattern.shape[0]} rows")
+    for what, dtype, count in (
+        ("begin", torch.int64, edges.target_count),
+        ("end", torch.int64, edges.target_count),
+        ("sources", torch.int32, entries),
+        ("source_begin", torch.int64, edges.source_count),
+        ("source_end", torch.int64, edges.source_count),
+        ("targets", torch.int32, entries),
+        ("entry", torch.int64, entries),
+    ):
+        kernels.check_vector(where, f"edges.{what}", getattr(edges, what), dtype, count, device)
+
+
+def _check_attention(
+    where: str,
+    edges: Edges,
+    values: Tensor,
+    logits: GatLogits | Gatv2Logits,
+    dropout: AttentionDropout | None,
+    per_head: Tensor,
+) -> tuple[int, int]:
+    """Check what both passes read; returns (heads, dim of one). per_head: any matrix ``[targets, heads]``."""
+    values = kernels.check_matrix(where, "values", values)
+    _check_edges(where, edges, values)
+    heads, width = per_head.shape[1], values.shape[1]
+    if not 1 <= heads <= MOST_HEADS:
+        raise MisuseError(f"{where}: {heads} heads; allowed: 1 to {MOST_HEADS}")
+    if width == 0 or width % heads:
+        raise MisuseError(f"{where}: values have {width} columns, which {heads} heads do not divide; give a multiple of {heads}")
+    if not 0.0 <= logits.slope <= 1.0:
+        raise MisuseError(f"{where}: slope {logits.slope} is out of range; allowed: 0 to 1")
+    if isinstance(logits, GatLogits):
+        kernels.check_like(where, "logits.source", logits.source, values, (values.shape[0], heads))
+        kernels.check_like(where, "logits.target", logits.target, values, (edges.target_count, heads))
+        _check_contiguous(where, "logits.edge", logits.edge, values, (edges.sources.numel(), heads))
+    else:
+        kernels.check_like(where, "logits.target", logits.target, values, (edges.target_count, width))
+        _check_contiguous(where, "logits.weight", logits.weight, values, (heads, width // heads))
+    _check_dropout(where, edges, heads, dropout, values)
+    return heads, width // heads
+
+
+def _check_contiguous(where: str, what: str, tensor: Tensor | None, pattern: Tensor, shape: tuple[int, int]) -> None:
+    if tensor is None:
+        return
+    kernels.check_like(where, what, tensor, pattern, shape)
+    if not tensor.is_contiguous():
+        raise MisuseError(f"{where}: {what} is not contiguous; call .contiguous() first")
+
+
+def _check_dropout(where: str, edges: Edges, heads: int, dropout: AttentionDropout | None, pattern: Tensor) -> None:
+    if dropout is None:
+        return
+    kernels.check_vector(where, "dropout.targets", dropout.targets, torch.int64, edges.target_count, pattern.device)
+    kernels.check_vector(where, "dropout.sources", dropout.sources, torch.int64, edges.source_count, pattern.device)
+    limit = (1 << 32) // -(-heads // 4)
+    if dropout.sources.numel() and int(dropout.sources.max()) >= limit:
+        raise MisuseError(
+            f"{where}: dropout.sources holds node {int(dropout.sources.max())}; with {heads} heads random words reach "
+            f"nodes 0 to {limit - 1}: use fewer heads"
+        )
+
+
+def _check_gradients(
+    where: str, values: Tensor, logits: GatLogits | Gatv2Logits, gradients: GatGradients | Gatv2Gradients
+) -> None:
+    if isinstance(logits, GatLogits) != isinstance(gradients, GatGradients):
+        raise MisuseError(
+            f"{where}: {type(gradients).__name__} do not fit {type(logits).__name__}; give both of one kind of attention"
+        )
+    kernels.check_like(where, "gradients.values", gradients.values, values, (values.shape[0], values.shape[1]))
+    for what in ("source", "target"):
+        pattern = getattr(logits, what, None)
+        if pattern is not None:
+            kernels.check_like(where, f"gradients.{what}", getattr(gradients, what), pattern, tuple(pattern.shape))
+    for what in ("edge", "weight"):
+        pattern, given = getattr(logits, what, None), getattr(gradients, what, None)
+        if (pattern is None) != (given is None):
+            raise MisuseError(f"{where}: give gradients.{what} if and only if the logits have {what}")
+        if pattern is not None:
+            _check_contiguous(where, f"gradients.{what}", given, pattern, tuple(pattern.shape))
+
+
+def _attention(
+    values: Tensor, logits: GatLogits | Gatv2Logits, dropout: AttentionDropout | None, heads: int, dim: int
+) -> Any:
+    """What both native passes read."""
+    gat = logits if isinstance(logits, GatLogits) else None
+    gatv2 = logits if isinstance(logits, Gatv2Logits) else None
+    return kernels.native().Attention(
+        heads, dim, logits.slope, *kernels.place(values), *kernels.place(gat and gat.source),
+        *kernels.place(gat and gat.target), kernels.address(gat and gat.edge), *kernels.place(gatv2 and gatv2.target),
+        kernels.address(gatv2 and gatv2.weight), *kernels.dropout_words(dropout and dropout.dropout),
+        kernels.address(dropout and dropout.targets), kernels.address(dropout and dropout.sources),
+    )  # fmt: skip
+
+
+def _by_target(edges: Edges) -> Any:
+    return kernels.native().BlockRows(
+        edges.begin.data_ptr(), edges.end.data_ptr(), edges.sources.data_ptr(), edges.target_count
+    )
+
+
+def _by_source(edges: Edges) -> Any:
+    return kernels.native().BlockRows(
+        edges.source_begin.data_ptr(), edges.source_end.data_ptr(), edges.targets.data_ptr(), edges.source_count
+    )
