@@ -24,9 +24,9 @@ namespace {
 
 // Largest logits of a span, sums and factors e^(m − m'); logits become e^(l − m').
 template <class T>
-void merge_logits(std::int64_t heads, int count, T* maximum, T* sum, T* factor, Span<T>& logit) {
+void merge_logits(std::int64_t heads, int count, T* maximum, T* sum, T* factor, const Span<T>& logit) {
   for (std::int64_t head = 0; head < heads; ++head) {
-    T* const l = logit.at[head];
+    T* const l = logit[head];
     Vector<T> top = load(l);
     for (int edge = lanes<T>; edge < count; edge += lanes<T>) {
       const Vector<T> x = load(l + edge);
@@ -52,27 +52,28 @@ void merge_logits(std::int64_t heads, int count, T* maximum, T* sum, T* factor, 
 // l = leaky(x + base + edge's own), where x are already in `logit`: half-logits of each edge's other end.
 template <class T>
 inline void finish_gat_logits(const Attention<T>& a, const T* base, const std::int64_t* entry, std::int64_t first,
-                              int count, Span<T>& logit) {
-  Span<T> own;
+                              int count, const Span<T>& logit) {
+  SpanStorage<T, 1> storage;
+  const Span<T> own(storage, 0, a.heads);
   if (a.edge_logit != nullptr)
     for (int edge = 0; edge < count; ++edge) {
       const std::int64_t place = entry != nullptr ? entry[first + edge] : first + edge;
       for (std::int64_t head = 0; head < a.heads; ++head)
-        own.at[head][edge] = a.edge_logit[place * a.heads + head];
+        own[head][edge] = a.edge_logit[place * a.heads + head];
     }
   if (a.edge_logit != nullptr) pad(own, a.heads, count, T(0));
   for (std::int64_t head = 0; head < a.heads; ++head)
     for (int edge = 0; edge < count; edge += lanes<T>) {
-      Vector<T> x = load(&logit.at[head][edge]) + base[head];
-      if (a.edge_logit != nullptr) x += load(&own.at[head][edge]);
-      store(&logit.at[head][edge], leaky(x, a.slope));
+      Vector<T> x = load(&logit[head][edge]) + base[head];
+      if (a.edge_logit != nullptr) x += load(&own[head][edge]);
+      store(&logit[head][edge], leaky(x, a.slope));
     }
 }
 
 // GATv2's logits of a row against the rows at an edge's other end.
 template <class T>
 inline void gatv2_logits(const Attention<T>& a, const HeadColumns<T>& columns, const T* own, const T* const* rows,
-                         int count, Span<T>& logit) {
+                         int count, const Span<T>& logit) {
   sum_over_columns(columns, count, logit,
                    [&](int edge, std::int64_t offset, const auto& load_at) __attribute__((always_inline)) {
                      return load_at(a.weight + offset) * leaky(load_at(own + offset) + load_at(rows[edge] + offset), a.slope);
@@ -101,8 +102,9 @@ void attend_row(const AttendForward<T>& f, const HeadColumns<T>& columns, std::i
   const std::int32_t* const index = f.by_target.index;
   const std::int64_t end = f.by_target.end[row];
   const auto bytes = a.heads * a.dim * static_cast<std::int64_t>(sizeof(T));
-  Span<T> weight;
-  Span<T> kept;
+  SpanStorage<T, 2> storage;
+  const Span<T> weight(storage, 0, a.heads);
+  const Span<T> kept(storage, 1, a.heads);
   T factor[most_heads];
   const T* rows[span_edges];
   for (std::int64_t first = f.by_target.begin[row]; first < end; first += span_edges) {
@@ -126,7 +128,7 @@ void attend_row(const AttendForward<T>& f, const HeadColumns<T>& columns, std::i
           a.dropout, a.heads, count, [&](int) { return a.dropout.nodes[row]; },
           [&](int edge) { return a.source_nodes[index[first + edge]]; }, kept);
       for (std::int64_t head = 0; head < a.heads; ++head)
-        for (int edge = 0; edge < count; ++edge) weight.at[head][edge] *= kept.at[head][edge];
+        for (int edge = 0; edge < count; ++edge) weight[head][edge] *= kept[head][edge];
     }
     T* const out = f.out + row * f.out_stride;
     scale_heads(columns, factor, out);

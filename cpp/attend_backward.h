@@ -43,6 +43,16 @@ void attend_pack(const AttendPack<T>& p, int threads) {
 // Numbers of one span, head by head.
 template <class T>
 struct BackwardSpan {
+  explicit BackwardSpan(std::int64_t heads)
+      : logit(storage, 0, heads),
+        weight(storage, 1, heads),
+        maximum(storage, 2, heads),
+        inverse(storage, 3, heads),
+        product(storage, 4, heads),
+        dots(storage, 5, heads),
+        kept(storage, 6, heads) {}
+
+  SpanStorage<T, 7> storage;
   Span<T> logit;    // l, then d x of GAT, d l of GATv2
   Span<T> weight;   // a M
   Span<T> maximum;  // of each edge's target
@@ -53,7 +63,7 @@ struct BackwardSpan {
 };
 
 template <class T>
-inline void dot_rows(const HeadColumns<T>& columns, const T* own, const T* const* rows, int count, Span<T>& to) {
+inline void dot_rows(const HeadColumns<T>& columns, const T* own, const T* const* rows, int count, const Span<T>& to) {
   sum_over_columns(columns, count, to,
                    [&](int edge, std::int64_t offset, const auto& load_at) __attribute__((always_inline)) {
                      return load_at(own + offset) * load_at(rows[edge] + offset);
@@ -65,21 +75,21 @@ template <bool Gat, class T>
 inline void differentiate(const Attention<T>& a, int count, BackwardSpan<T>& s) {
   for (std::int64_t head = 0; head < a.heads; ++head)
     for (int edge = 0; edge < count; edge += lanes<T>) {
-      const Vector<T> l = load(&s.logit.at[head][edge]);
-      const Vector<T> difference = l - load(&s.maximum.at[head][edge]);
+      const Vector<T> l = load(&s.logit[head][edge]);
+      const Vector<T> difference = l - load(&s.maximum[head][edge]);
       const Vector<T> share =
-          exp_nonpositive(difference > Vector<T>{} ? Vector<T>{} : difference) * load(&s.inverse.at[head][edge]);
+          exp_nonpositive(difference > Vector<T>{} ? Vector<T>{} : difference) * load(&s.inverse[head][edge]);
       Vector<T> weight = share;
-      Vector<T> dot = load(&s.dots.at[head][edge]);
+      Vector<T> dot = load(&s.dots[head][edge]);
       if (a.dropout.threshold != 0) {
-        const Vector<T> kept = load(&s.kept.at[head][edge]);
+        const Vector<T> kept = load(&s.kept[head][edge]);
         weight *= kept;
         dot *= kept;
       }
-      Vector<T> slope = share * (dot - load(&s.product.at[head][edge]));
+      Vector<T> slope = share * (dot - load(&s.product[head][edge]));
       if constexpr (Gat) slope *= leaky_derivative(l, a.slope);  // l has the sign of x
-      store(&s.weight.at[head][edge], weight);
-      store(&s.logit.at[head][edge], slope);
+      store(&s.weight[head][edge], weight);
+      store(&s.logit[head][edge], slope);
     }
 }
 
@@ -98,48 +108,62 @@ inline void gather_packed(const AttendBackward<T>& b, const std::int32_t* index,
 
 // GATv2's rows of gradients, on some registers: with d = d l leaky'(x),
 // scaled += Σ d, and other += Σ weight · others[edge] (Source) or Σ d x (target).
-template <class T, int Vectors, bool Source>
+template <class T, int Vectors, bool Tail, bool Source, class Fetch>
 void add_gatv2(const Slice* slices, const T* own, const T* const* rows, const T* const* others, int count, T slope,
-               const BackwardSpan<T>& s, const T* weight, T* to, T* other) {
+               const BackwardSpan<T>& s, const T* weight, T* to, T* other, const Fetch& fetch) {
   Vector<T> scaled[Vectors] = {};
   Vector<T> plain[Vectors] = {};
   Vector<T> mine[Vectors];
-  const auto load_at = [](const T* from, const Slice& slice) {
-    return slice.count == lanes<T> ? load(from + slice.offset) : load_partial(from + slice.offset, slice.count);
+  std::int64_t offsets[Vectors];
+  const T* slopes[Vectors];
+  const auto load_at = [&](const T* from, int v) __attribute__((always_inline)) {
+    return Tail ? load_partial(from + offsets[v], slices[v].count) : load(from + offsets[v]);
   };
-  const auto add_to = [](T* to_row, const Slice& slice, Vector<T> x) {
-    T* const at = to_row + slice.offset;
-    if (slice.count == lanes<T>)
-      store(at, load(at) + x);
+  const auto add_to = [&](T* to_row, int v, Vector<T> x) {
+    if constexpr (Tail)
+      store_partial(to_row + offsets[v], load_at(to_row, v) + x, slices[v].count);
     else
-      store_partial(at, load_partial(at, slice.count) + x, slice.count);
+      store(to_row + offsets[v], load_at(to_row, v) + x);
   };
-  for (int v = 0; v < Vectors; ++v) mine[v] = load_at(own, slices[v]);
-  for (int edge = 0; edge < count; ++edge)
+  for (int v = 0; v < Vectors; ++v) {
+    offsets[v] = Tail ? slices[v].offset : slices[0].offset + v * lanes<T>;
+    slopes[v] = s.logit[slices[v].head];
+    mine[v] = load_at(own, v);
+  }
+  const std::int64_t to_weights = s.weight[0] - s.logit[0];
+  for (int edge = 0; edge < count; ++edge) {
+    if (slices->offset == 0) fetch(edge);
     for (int v = 0; v < Vectors; ++v) {
-      const std::int64_t head = slices[v].head;
-      const Vector<T> x = mine[v] + load_at(rows[edge], slices[v]);
-      const Vector<T> d = leaky_derivative(x, slope) * s.logit.at[head][edge];
+      const Vector<T> x = mine[v] + load_at(rows[edge], v);
+      const Vector<T> d = leaky_derivative(x, slope) * slopes[v][edge];
       scaled[v] += d;
       if constexpr (Source)
-        plain[v] += load_at(others[edge], slices[v]) * s.weight.at[head][edge];
+        plain[v] += load_at(others[edge], v) * slopes[v][to_weights + edge];
       else
         plain[v] += d * x;
     }
+  }
   for (int v = 0; v < Vectors; ++v) {
-    add_to(to, slices[v], scaled[v] * load_at(weight, slices[v]));
-    add_to(other, slices[v], plain[v]);
+    add_to(to, v, scaled[v] * load_at(weight, v));
+    add_to(other, v, plain[v]);
   }
 }
 
-template <bool Source, class T>
+template <bool Source, class T, class Fetch>
 inline void add_gatv2_rows(const AttendBackward<T>& b, const HeadColumns<T>& columns, const T* own,
                            const T* const* rows, const T* const* others, int count, const BackwardSpan<T>& s, T* to,
-                           T* other) {
+                           T* other, const Fetch& fetch) {
   constexpr int most = max_accumulators / 2;
+  const Attention<T>& a = b.attention;
   for_slice_blocks<most>(static_cast<std::int64_t>(columns.slices.size()), [&](std::int64_t done, auto vectors) {
-    add_gatv2<T, decltype(vectors)::value, Source>(&columns.slices[done], own, rows, others, count, b.attention.slope,
-                                                   s, b.attention.weight, to, other);
+    constexpr int count_of_vectors = decltype(vectors)::value;
+    const Slice* const slices = &columns.slices[done];
+    if (columns.tail != 0)
+      add_gatv2<T, count_of_vectors, true, Source>(slices, own, rows, others, count, a.slope, s, a.weight, to, other,
+                                                fetch);
+    else
+      add_gatv2<T, count_of_vectors, false, Source>(slices, own, rows, others, count, a.slope, s, a.weight, to, other,
+                                                fetch);
   });
 }
 
@@ -160,7 +184,7 @@ void source_row(const AttendBackward<T>& b, const HeadColumns<T>& columns, std::
     std::memset(grad_z, 0, static_cast<std::size_t>(bytes));
     if (gat) std::memset(grad_el, 0, static_cast<std::size_t>(a.heads) * sizeof(T));
   }
-  BackwardSpan<T> s;
+  BackwardSpan<T> s(a.heads);
   const T* grads[span_edges];
   const T* targets[span_edges];
   for (std::int64_t first = b.by_source.begin[row]; first < end; first += span_edges) {
@@ -191,23 +215,22 @@ void source_row(const AttendBackward<T>& b, const HeadColumns<T>& columns, std::
           [&](int) { return a.source_nodes[row]; }, s.kept);
     if (!gat) {
       differentiate<false>(a, count, s);
-      for (int edge = 0; edge < count; ++edge) fetch(edge);
-      add_gatv2_rows<true>(b, columns, z, targets, grads, count, s, grad_z, grad_z);
+      add_gatv2_rows<true>(b, columns, z, targets, grads, count, s, grad_z, grad_z, fetch);
       continue;
     }
     differentiate<true>(a, count, s);
     for (std::int64_t head = 0; head < a.heads; ++head) {
       Vector<T> total{};
-      for (int edge = 0; edge < count; edge += lanes<T>) total += load(&s.logit.at[head][edge]);
+      for (int edge = 0; edge < count; edge += lanes<T>) total += load(&s.logit[head][edge]);
       grad_el[head] += sum_of_lanes<T>(total);
     }
     for (int edge = 0; edge < count; ++edge)
       for (std::int64_t head = 0; head < a.heads; ++head)
-        grad_er[index[edge] * a.heads + head] += s.logit.at[head][edge];
+        grad_er[index[edge] * a.heads + head] += s.logit[head][edge];
     if (b.grad_edge_logit != nullptr)
       for (int edge = 0; edge < count; ++edge)
         for (std::int64_t head = 0; head < a.heads; ++head)
-          b.grad_edge_logit[b.entry[first + edge] * a.heads + head] = s.logit.at[head][edge];
+          b.grad_edge_logit[b.entry[first + edge] * a.heads + head] = s.logit[head][edge];
     add_weighted_rows(columns, grads, count, s.weight, grad_z, fetch);
   }
 }
@@ -234,25 +257,30 @@ void gat_backward(const AttendBackward<T>& b, const HeadColumns<T>& columns, int
 
 // GATv2's gradients of a target's row, and of the weight in sums.
 template <class T>
-void gatv2_target_row(const AttendBackward<T>& b, const HeadColumns<T>& columns, std::int64_t row, T* grad_weight) {
+void gatv2_target_row(const AttendBackward<T>& b, const HeadColumns<T>& columns, std::int64_t row,
+                      std::int64_t last_edge, T* grad_weight) {
   const Attention<T>& a = b.attention;
   const T* const packed = b.packed + row * packed_numbers * a.heads;
   const T* const own = a.target + row * a.target_stride;
-  BackwardSpan<T> s;
+  BackwardSpan<T> s(a.heads);
   const T* rows[span_edges];
   const std::int64_t end = b.by_target.end[row];
   for (std::int64_t first = b.by_target.begin[row]; first < end; first += span_edges) {
     const int count = static_cast<int>(end - first < span_edges ? end - first : span_edges);
     const std::int32_t* const index = b.by_target.index + first;
+    const auto fetch = [&](int edge) __attribute__((always_inline)) {
+      const std::int64_t ahead = first + edge + attend_distance < last_edge ? first + edge + attend_distance : last_edge;
+      prefetch(a.z + b.by_target.index[ahead] * a.z_stride, a.heads * a.dim * static_cast<std::int64_t>(sizeof(T)));
+    };
     find_rows(a.z, a.z_stride, index, count, rows);
     gatv2_logits(a, columns, own, rows, count, s.logit);
     pad(s.logit, a.heads, count, -std::numeric_limits<T>::infinity());
     dot_rows(columns, b.grad + row * b.grad_stride, rows, count, s.dots);
     for (std::int64_t head = 0; head < a.heads; ++head)
       for (int edge = 0; edge < whole_registers(count, lanes<T>); ++edge) {
-        s.maximum.at[head][edge] = packed[packed_maximum * a.heads + head];
-        s.inverse.at[head][edge] = packed[packed_inverse * a.heads + head];
-        s.product.at[head][edge] = packed[packed_product * a.heads + head];
+        s.maximum[head][edge] = packed[packed_maximum * a.heads + head];
+        s.inverse[head][edge] = packed[packed_inverse * a.heads + head];
+        s.product[head][edge] = packed[packed_product * a.heads + head];
       }
     if (a.dropout.threshold != 0)
       dropout_factors(
@@ -260,7 +288,7 @@ void gatv2_target_row(const AttendBackward<T>& b, const HeadColumns<T>& columns,
           [&](int edge) { return a.source_nodes[index[edge]]; }, s.kept);
     differentiate<false>(a, count, s);
     add_gatv2_rows<false>(b, columns, own, rows, rows, count, s, b.grad_target + row * b.grad_target_stride,
-                          grad_weight);
+                          grad_weight, fetch);
   }
 }
 
@@ -272,8 +300,11 @@ void gatv2_backward(const AttendBackward<T>& b, const HeadColumns<T>& columns, i
                       for (std::int64_t row = first; row < last; ++row)
                         source_row(b, columns, row, last_edge, static_cast<T*>(nullptr));
                     });
+  std::int64_t last_edge = -1;
+  for (std::int64_t row = 0; row < b.by_target.rows; ++row)
+    if (b.by_target.end[row] > last_edge) last_edge = b.by_target.end[row] - 1;
   sum_rows<T>(b.by_target.rows, width, 1, b.workspace, threads, [&](BlockSums<T>& sums, std::int64_t row) {
-    gatv2_target_row(b, columns, row, sums.vector(0));
+    gatv2_target_row(b, columns, row, last_edge, sums.vector(0));
   });
   add_blocks(b.workspace, row_blocks(b.by_target.rows), width, 1, 0, b.grad_weight, true);
 }

@@ -1,6 +1,7 @@
 // What attention does on a span of one row's edges, all heads at once: numbers per head and edge, on the stack.
 #pragma once
 
+#include <type_traits>
 #include <vector>
 
 #include "kernels.h"
@@ -13,13 +14,28 @@ namespace {
 // Edges done at a time: a whole number of registers, and few enough that their rows stay in the first cache.
 constexpr int span_edges = 32;
 
-// Edges between the row being read and the row being fetched.
-constexpr std::int64_t attend_distance = 24;
+// Edges between the row being read and the row being fetched: more than a span, so that the next one is on its way when
+// its logits are needed (measured: 16 and 24 are slower).
+constexpr std::int64_t attend_distance = 40;
+
+// Memory for Count spans, close together: at a distance of 4 KB a store would hold up the loads of another.
+template <class T, int Count>
+struct SpanStorage {
+  alignas(64) T numbers[Count * most_heads * span_edges];
+};
 
 // One number for each head and edge of a span.
 template <class T>
-struct Span {
-  alignas(vector_bytes) T at[most_heads][span_edges];
+class Span {
+ public:
+  template <int Count>
+  Span(SpanStorage<T, Count>& storage, int which, std::int64_t heads)
+      : numbers_(storage.numbers + which * heads * span_edges) {}
+
+  T* operator[](std::int64_t head) const { return numbers_ + head * span_edges; }
+
+ private:
+  T* numbers_;
 };
 
 // One register of a row: columns [offset, offset + count) of one head.
@@ -50,9 +66,11 @@ struct HeadColumns {
   std::vector<Slice> slices;
 };
 
+// For a slope of 0 to 1.
 template <class F, class T>
 inline F leaky(F x, T slope) {
-  return x > F{} ? x : x * slope;
+  const F less = x * slope;
+  return x > less ? x : less;
 }
 
 // Its derivative; slope at 0, as torch has it.
@@ -95,7 +113,7 @@ inline Vector<T> sums_of_lanes(Vector<T>* parts) {
 // to[head][edge] = the sum over the head's columns of term(edge, offset, load), where load reads a register at `offset`.
 // Numbers behind the last edge, up to a whole register, repeat the last one's.
 template <class T, class Term>
-inline __attribute__((always_inline)) void sum_over_columns(const HeadColumns<T>& columns, int count, Span<T>& to,
+inline __attribute__((always_inline)) void sum_over_columns(const HeadColumns<T>& columns, int count, const Span<T>& to,
                                                             const Term& term) {
   const auto load_whole = [](const T* from) __attribute__((always_inline)) { return load(from); };
   const auto load_tail = [&](const T* from) __attribute__((always_inline)) { return load_partial(from, columns.tail); };
@@ -110,7 +128,7 @@ inline __attribute__((always_inline)) void sum_over_columns(const HeadColumns<T>
         if (columns.tail != 0) sum += term(edge, offset, load_tail);
         parts[lane] = sum;
       }
-      store(&to.at[head][first], sums_of_lanes<T>(parts));
+      store(&to[head][first], sums_of_lanes<T>(parts));
     }
 }
 
@@ -123,7 +141,7 @@ void add_weighted(const Slice* slices, const T* const* rows, int count, const Sp
   std::int64_t offsets[Vectors];
   for (int v = 0; v < Vectors; ++v) {
     offsets[v] = Tail ? slices[v].offset : slices[0].offset + v * lanes<T>;
-    factors[v] = weight.at[slices[v].head];
+    factors[v] = weight[slices[v].head];
     sums[v] = Tail ? load_partial(to + offsets[v], slices[v].count) : load(to + offsets[v]);
   }
   for (int edge = 0; edge < count; ++edge) {
@@ -184,25 +202,25 @@ inline void add_weighted_rows(const HeadColumns<T>& columns, const T* const* row
 // Numbers of each edge's other end, turned over: to[head][edge] = matrix[index[edge], head].
 template <class T>
 inline void gather_heads(const T* matrix, std::int64_t stride, const std::int32_t* index, int count,
-                         std::int64_t heads, Span<T>& to) {
+                         std::int64_t heads, const Span<T>& to) {
   for (int edge = 0; edge < count; ++edge) {
     const T* const from = matrix + index[edge] * stride;
-    for (std::int64_t head = 0; head < heads; ++head) to.at[head][edge] = from[head];
+    for (std::int64_t head = 0; head < heads; ++head) to[head][edge] = from[head];
   }
 }
 
 // What stands behind the last edge, up to a whole register.
 template <class T>
-inline void pad(Span<T>& span, std::int64_t heads, int count, T with) {
+inline void pad(const Span<T>& span, std::int64_t heads, int count, T with) {
   for (int edge = count; edge < whole_registers(count, lanes<T>); ++edge)
-    for (std::int64_t head = 0; head < heads; ++head) span.at[head][edge] = with;
+    for (std::int64_t head = 0; head < heads; ++head) span[head][edge] = with;
 }
 
 // Dropout's factor of each head and edge: 0, or 1 / (1 - p). The word is that of node `target` and element source ·
 // 4⌈heads / 4⌉ + head of the stream, so that it depends on no partition.
 template <class T, class TargetOf, class SourceOf>
 void dropout_factors(const Dropout& dropout, std::int64_t heads, int count, const TargetOf& target_of,
-                     const SourceOf& source_of, Span<T>& to) {
+                     const SourceOf& source_of, const Span<T>& to) {
   const auto below = static_cast<std::uint32_t>(dropout.threshold - 1);
   const T scale = static_cast<T>(dropout.scale);
   const int blocks = static_cast<int>(heads + 3) / 4;
@@ -222,7 +240,7 @@ void dropout_factors(const Dropout& dropout, std::int64_t heads, int count, cons
     for (int lane = 0; lane < last; ++lane) {
       const std::int64_t head = (first + lane) % blocks * 4;
       for (std::int64_t k = 0; k < 4 && head + k < heads; ++k)
-        to.at[head + k][(first + lane) / blocks] = words[4 * lane + k] > below ? scale : T(0);
+        to[head + k][(first + lane) / blocks] = words[4 * lane + k] > below ? scale : T(0);
     }
   }
   pad(to, heads, count, T(0));

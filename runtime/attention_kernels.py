@@ -181,8 +181,8 @@ def attend(
     """
     name = "attend"
     heads, dim = _check_attention(name, edges, values, logits, dropout, state.maximum)
-    kernels.check_like(name, "state.maximum", state.maximum, values, (edges.target_count, heads))
-    kernels.check_like(name, "state.sum", state.sum, values, (edges.target_count, heads))
+    _check_contiguous(name, "state.maximum", state.maximum, values, (edges.target_count, heads))
+    _check_contiguous(name, "state.sum", state.sum, values, (edges.target_count, heads))
     kernels.check_like(name, "state.out", state.out, values, (edges.target_count, heads * dim))
     if not kernels.is_native(values):
         attention_torch.attend(edges, state, values, logits, dropout)
@@ -198,7 +198,7 @@ def finish_attention(state: AttentionState) -> Tensor:
     name = "finish_attention"
     out = kernels.check_matrix(name, "state.out", state.out)
     targets, heads = state.sum.shape
-    kernels.check_like(name, "state.sum", state.sum, out, (targets, heads))
+    _check_contiguous(name, "state.sum", state.sum, out, (out.shape[0], heads))
     if not kernels.is_native(out):
         attention_torch.finish_attention(state)
         return out
@@ -216,6 +216,8 @@ def pack_targets(state: AttentionState, grad: Tensor, logits: GatLogits | Gatv2L
     name = "pack_targets"
     out = kernels.check_matrix(name, "state.out", state.out)
     targets, heads = state.sum.shape
+    for what in ("maximum", "sum"):
+        _check_contiguous(name, f"state.{what}", getattr(state, what), out, (out.shape[0], heads))
     kernels.check_like(name, "grad", grad, out, (targets, out.shape[1]))
     half = logits.target if isinstance(logits, GatLogits) else None
     if half is not None:
@@ -250,7 +252,7 @@ def attend_backward(
     """
     name = "attend_backward"
     heads, dim = _check_attention(name, edges, values, logits, dropout, packed[:, : packed.shape[1] // 4])
-    kernels.check_like(name, "packed", packed, values, (edges.target_count, 4 * heads))
+    _check_contiguous(name, "packed", packed, values, (edges.target_count, 4 * heads))
     kernels.check_like(name, "grad", grad, values, (edges.target_count, heads * dim))
     _check_gradients(name, values, logits, gradients)
     if not kernels.is_native(values):
@@ -350,7 +352,9 @@ def _check_attention(
     if not 1 <= heads <= MOST_HEADS:
         raise MisuseError(f"{where}: {heads} heads; allowed: 1 to {MOST_HEADS}")
     if width == 0 or width % heads:
-        raise MisuseError(f"{where}: values have {width} columns, which {heads} heads do not divide; give a multiple of {heads}")
+        raise MisuseError(
+            f"{where}: values have {width} columns, which {heads} heads do not divide; give a multiple of {heads}"
+        )
     if not 0.0 <= logits.slope <= 1.0:
         raise MisuseError(f"{where}: slope {logits.slope} is out of range; allowed: 0 to 1")
     if isinstance(logits, GatLogits):
@@ -405,9 +409,7 @@ def _check_gradients(
             _check_contiguous(where, f"gradients.{what}", given, pattern, tuple(pattern.shape))
 
 
-def _attention(
-    values: Tensor, logits: GatLogits | Gatv2Logits, dropout: AttentionDropout | None, heads: int, dim: int
-) -> Any:
+def _attention(values: Tensor, logits: GatLogits | Gatv2Logits, dropout: AttentionDropout | None, heads: int, dim: int) -> Any:
     """What both native passes read."""
     gat = logits if isinstance(logits, GatLogits) else None
     gatv2 = logits if isinstance(logits, Gatv2Logits) else None

@@ -70,13 +70,13 @@ def _logit(before: Tensor, logits: GatLogits | Gatv2Logits) -> Tensor:
     return after if weight is None else (after * weight).sum(2)
 
 
-def _kept(piece: _Piece, dropout: AttentionDropout, heads: int) -> Tensor:
+def _kept(piece: _Piece, dropout: AttentionDropout, heads: int, dtype: torch.dtype) -> Tensor:
     """Dropout's factors, ``[n, heads]``: 0 or 1 / (1 − p)."""
     per_edge = -(-heads // 4)
     blocks = dropout.sources[piece.sources][:, None] * per_edge + torch.arange(per_edge, device=piece.sources.device)
     nodes = dropout.targets[piece.targets][:, None].expand(blocks.shape)
     words = kernels_torch.philox_blocks(dropout.dropout.stream, nodes, blocks).flatten(1)[:, :heads]
-    return (words >= dropout.dropout.threshold) * dropout.dropout.scale
+    return (words >= dropout.dropout.threshold).to(dtype) * dropout.dropout.scale
 
 
 @torch.no_grad()
@@ -99,7 +99,7 @@ def attend(
         share = (logit - shift[piece.targets]).exp()
         state.sum.mul_(factor).index_add_(0, piece.targets, share)
         if dropout is not None:
-            share = share * _kept(piece, dropout, heads).to(share.dtype)
+            share = share * _kept(piece, dropout, heads, share.dtype)
         rows = values[piece.sources].unflatten(1, (heads, -1))
         out.mul_(factor[:, :, None]).index_add_(0, piece.targets, share[:, :, None] * rows)
         state.maximum.copy_(now)
@@ -151,7 +151,7 @@ def attend_backward(
         dot = (outer * values[piece.sources].unflatten(1, (heads, -1))).sum(2)
         weight = share
         if dropout is not None:
-            kept = _kept(piece, dropout, heads).to(share.dtype)
+            kept = _kept(piece, dropout, heads, share.dtype)
             weight, dot = share * kept, dot * kept
         slope = share * (dot - product[to])
         gradients.values.index_add_(0, piece.sources, (weight[:, :, None] * outer).flatten(1))
