@@ -235,13 +235,24 @@ void source_row(const AttendBackward<T>& b, const HeadColumns<T>& columns, std::
   }
 }
 
+// As many as pay for clearing and adding up their sums; a matter of the block alone, never of the threads.
+template <class T>
+std::int64_t chunks_of_sources(const AttendBackward<T>& b) {
+  constexpr std::int64_t sums_cost = 4;  // columns of an edge that a target's sum of one chunk takes as long as
+  const std::int64_t work = work_of_rows(b.by_source.begin, 0, b.by_source.rows) * b.attention.dim;
+  std::int64_t chunks = work / (sums_cost * (b.by_target.rows + 1));
+  if (chunks > attend_chunks) chunks = attend_chunks;
+  if (chunks > b.by_source.rows) chunks = b.by_source.rows;
+  return chunks < 1 ? 1 : chunks;
+}
+
 // GAT: all in one walk over the sources.
 template <class T>
 void gat_backward(const AttendBackward<T>& b, const HeadColumns<T>& columns, int threads) {
   const std::int64_t heads = b.attention.heads;
   const std::int64_t numbers = b.by_target.rows * heads;
   T* const apart = reinterpret_cast<T*>(b.workspace);
-  const std::int64_t chunks = b.by_source.rows < attend_chunks ? b.by_source.rows : attend_chunks;
+  const std::int64_t chunks = chunks_of_sources(b);
   for_row_chunks(b.by_source.begin, b.by_source.end, 0, b.by_source.rows, chunks, threads,
                  [&](std::int64_t chunk, std::int64_t first, std::int64_t last, std::int64_t last_edge) {
                    T* const mine = apart + chunk * numbers;

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from halocast.errors import MisuseError
 from halocast.runtime import attention_kernels, kernels
-from halocast.runtime.attention_kernels import (
+from halocast.runtime.attention_types import (
     AttentionDropout,
     AttentionState,
     Edges,
@@ -22,11 +22,13 @@ from halocast.runtime.attention_kernels import (
     GatLogits,
     Gatv2Gradients,
     Gatv2Logits,
+    Gradients,
+    Logits,
 )
 
 
-def attend(edges: Edges, values: Tensor, logits: GatLogits | Gatv2Logits, *, dropout: AttentionDropout | None = None) -> Tensor:
-    """Differentiable attention of each target over its neighbours: values ``[sources, heads · dim]`` to ``[targets, heads · dim]``.
+def attend(edges: Edges, values: Tensor, logits: Logits, *, dropout: AttentionDropout | None = None) -> Tensor:
+    """Differentiable attention over neighbours: values ``[sources, heads · dim]`` to ``[targets, heads · dim]``.
 
     Gradients flow to the values and to all parts of the logits. Rows without neighbours are zero. Raises MisuseError on
     a mismatch.
@@ -75,9 +77,7 @@ def _dropout(nodes: list[Tensor], probability: float, stream: list[int]) -> Atte
     return AttentionDropout(kernels.Dropout(probability, kernels.Stream(high << 32 | low, *rest)), nodes[0], nodes[1])
 
 
-def _logits(
-    target: Tensor, source: Tensor | None, edge: Tensor | None, weight: Tensor | None, slope: float
-) -> GatLogits | Gatv2Logits:
+def _logits(target: Tensor, source: Tensor | None, edge: Tensor | None, weight: Tensor | None, slope: float) -> Logits:
     if weight is not None:
         return Gatv2Logits(target, weight, slope)
     if source is None:
@@ -149,13 +149,11 @@ def _attend_backward(
     """Gradients of values, target, source, edge, weight; empty where there is no such argument."""
     logits, dropout = _logits(target, source, edge, weight, slope), _dropout(nodes, probability, stream)
     packed = attention_kernels.pack_targets(AttentionState(maximum, total, out), grad, logits)
-    made = _attend_backward_fake(
-        grad, out, maximum, total, values, target, source, edge, weight, slope, structure, nodes, probability, stream
-    )
+    made: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = _empty_gradients(values, target, source, edge, weight)
     for tensor in made:
         tensor.zero_()
     to_values, to_target, to_source, to_edge, to_weight = made
-    gradients: GatGradients | Gatv2Gradients
+    gradients: Gradients
     if weight is None:
         gradients = GatGradients(to_values, to_source, to_target, None if edge is None else to_edge)
     else:
@@ -181,14 +179,16 @@ def _attend_backward_fake(
     probability: float,
     stream: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    source, edge, weight = (values.new_empty(0) if part is None else part for part in (source, edge, weight))
-    return (
-        values.new_empty(values.shape),
-        target.new_empty(target.shape),
-        source.new_empty(source.shape),
-        edge.new_empty(edge.shape),
-        weight.new_empty(weight.shape),
-    )
+    return _empty_gradients(values, target, source, edge, weight)
+
+
+def _empty_gradients(
+    values: Tensor, target: Tensor, source: Tensor | None, edge: Tensor | None, weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def like(part: Tensor | None) -> Tensor:
+        return values.new_empty(0 if part is None else part.shape)
+
+    return like(values), like(target), like(source), like(edge), like(weight)
 
 
 def _save_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -16,7 +16,6 @@ threads, and the same masks of dropout for any split into blocks; the split itse
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,154 +23,27 @@ from torch import Tensor
 
 from halocast.errors import MisuseError
 from halocast.runtime import attention_torch, kernels
+from halocast.runtime.attention_types import (
+    AttentionDropout,
+    AttentionState,
+    Edges,
+    ExtremeState,
+    GatGradients,
+    GatLogits,
+    Gatv2Gradients,
+    Gatv2Logits,
+    Gradients,
+    Logits,
+)
 
 MOST_HEADS = 64
-
-
-@dataclass(frozen=True)
-class Edges:
-    """The edges from one block of sources into a rank's rows (targets), by target and by source; trusted."""
-
-    begin: Tensor
-    """int64 ``[targets]``: the entries of target i are ``begin[i] ≤ e < end[i]``."""
-    end: Tensor
-    """int64 ``[targets]``."""
-    sources: Tensor
-    """int32 ``[entries]``, rows of the block."""
-    source_begin: Tensor
-    """int64 ``[sources]``: the same edges by source."""
-    source_end: Tensor
-    """int64 ``[sources]``."""
-    targets: Tensor
-    """int32 ``[entries]``."""
-    entry: Tensor
-    """int64 ``[entries]``: the place in ``sources`` of each edge of ``targets``."""
-
-    @classmethod
-    def from_csr(cls, indptr: Tensor, sources: Tensor, source_count: int) -> Edges:
-        """Check a CSR structure (int64 ``[targets + 1]``, int32 ``[entries]``) and turn it over, targets ascending."""
-        kernels.check_neighbours(indptr[:-1], indptr[1:], sources, source_count)
-        targets = torch.repeat_interleave(torch.arange(indptr.numel() - 1, device=indptr.device), indptr.diff())
-        entry = torch.sort(sources, stable=True).indices
-        counts = torch.bincount(sources, minlength=source_count)
-        turned = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        return cls(indptr[:-1], indptr[1:], sources, turned[:-1], turned[1:], targets[entry].int(), entry)
-
-    @property
-    def target_count(self) -> int:
-        return self.begin.numel()
-
-    @property
-    def source_count(self) -> int:
-        return self.source_begin.numel()
-
-
-@dataclass(frozen=True)
-class GatLogits:
-    """``l_ij = leaky_relu(source_j + target_i + edge_ij)`` (Veličković et al., ICLR 2018, equation 3)."""
-
-    source: Tensor
-    """``[sources, heads]``, may be a slice of columns."""
-    target: Tensor
-    """``[targets, heads]``, may be a slice of columns."""
-    edge: Tensor | None = None
-    """``[entries, heads]`` in the order of ``Edges.sources``, contiguous."""
-    slope: float = 0.2
-    """Of leaky_relu below 0; 0 to 1."""
-
-
-@dataclass(frozen=True)
-class Gatv2Logits:
-    """``l_ij = Σ_d weight_d · leaky_relu(values_jd + target_id)`` (Brody et al., ICLR 2022, equation 7)."""
-
-    target: Tensor
-    """``[targets, heads · dim]``, may be a slice of columns."""
-    weight: Tensor
-    """``[heads, dim]``, contiguous."""
-    slope: float = 0.2
-    """Of leaky_relu below 0; 0 to 1."""
-
-
-@dataclass(frozen=True)
-class GatGradients:
-    """Where the backward pass puts gradients; shapes as in :class:`GatLogits` and its values."""
-
-    values: Tensor
-    """``[sources, heads · dim]``."""
-    source: Tensor
-    target: Tensor
-    """Added to."""
-    edge: Tensor | None = None
-    """Overwritten for the block's entries; needed if the logits have an edge part."""
-
-
-@dataclass(frozen=True)
-class Gatv2Gradients:
-    """Where the backward pass puts gradients; shapes as in :class:`Gatv2Logits` and its values."""
-
-    values: Tensor
-    """``[sources, heads · dim]``."""
-    target: Tensor
-    """Added to."""
-    weight: Tensor
-    """Added to."""
-
-
-@dataclass(frozen=True)
-class AttentionDropout:
-    """Dropout of normalised attention; its mask depends on the stream, both global nodes and the head alone.
-
-    The word is that of node ``target`` and element ``source · 4⌈heads / 4⌉ + head`` of the stream (see
-    :func:`halocast.runtime.kernels.philox`), whose purpose should be ``PURPOSE_ATTENTION``.
-    """
-
-    dropout: kernels.Dropout
-    targets: Tensor
-    """int64 ``[targets]``, global nodes, below 2^40."""
-    sources: Tensor
-    """int64 ``[sources]``, global nodes, below 2^32 / ⌈heads / 4⌉."""
-
-
-@dataclass(frozen=True)
-class AttentionState:
-    """What rows keep of the neighbours met so far: for each head the largest logit m, Σ e^(l − m) and Σ e^(l − m) z."""
-
-    maximum: Tensor
-    """``[targets, heads]``."""
-    sum: Tensor
-    """``[targets, heads]``."""
-    out: Tensor
-    """``[targets, heads · dim]``."""
-
-    @classmethod
-    def start(cls, targets: int, heads: int, dim: int, pattern: Tensor) -> AttentionState:
-        """No neighbours yet; dtype and device of ``pattern``. dim is that of one head."""
-        maximum = pattern.new_full((targets, heads), -torch.inf)
-        return cls(maximum, pattern.new_zeros(targets, heads), pattern.new_zeros(targets, heads * dim))
-
-
-@dataclass(frozen=True)
-class ExtremeState:
-    """What rows keep for a maximum or minimum: for each column the extreme so far, and how many neighbours have it."""
-
-    value: Tensor
-    """``[targets, dim]``."""
-    ties: Tensor
-    """``[targets, dim]``, of the values' dtype (float32 counts exactly to 2^24)."""
-    minimum: bool = False
-
-    @classmethod
-    def start(cls, targets: int, dim: int, pattern: Tensor, *, minimum: bool = False) -> ExtremeState:
-        """No neighbours yet; dtype and device of ``pattern``."""
-        value = pattern.new_full((targets, dim), torch.inf if minimum else -torch.inf)
-        return cls(value, torch.zeros_like(value), minimum)
 
 
 def attend(
     edges: Edges,
     state: AttentionState,
     values: Tensor,
-    logits: GatLogits | Gatv2Logits,
+    logits: Logits,
     *,
     dropout: AttentionDropout | None = None,
 ) -> None:
@@ -209,7 +81,7 @@ def finish_attention(state: AttentionState) -> Tensor:
     return out
 
 
-def pack_targets(state: AttentionState, grad: Tensor, logits: GatLogits | Gatv2Logits) -> Tensor:
+def pack_targets(state: AttentionState, grad: Tensor, logits: Logits) -> Tensor:
     """What the backward pass reads of each target, side by side: ``[targets, 4 · heads]`` of (target half-logit, maximum,
     1 / sum, grad · out). state: finished. grad: of the output, ``[targets, heads · dim]``.
     """
@@ -239,8 +111,8 @@ def attend_backward(
     packed: Tensor,
     grad: Tensor,
     values: Tensor,
-    logits: GatLogits | Gatv2Logits,
-    gradients: GatGradients | Gatv2Gradients,
+    logits: Logits,
+    gradients: Gradients,
     *,
     dropout: AttentionDropout | None = None,
     accumulate: bool = False,
@@ -263,9 +135,10 @@ def attend_backward(
     kernels.native().attend_backward(
         values.dtype == torch.float64, _attention(values, logits, dropout, heads, dim), _by_target(edges),
         _by_source(edges), edges.entry.data_ptr(), packed.data_ptr(), *kernels.place(grad), accumulate,
-        *kernels.place(gradients.values), *kernels.place(gat and gat.source), *kernels.place(gat and gat.target),
-        kernels.address(gat and gat.edge), *kernels.place(gatv2 and gatv2.target),
-        kernels.address(gatv2 and gatv2.weight), torch.get_num_threads(),
+        *kernels.place(gradients.values), *kernels.place(gat.source if gat else None),
+        *kernels.place(gat.target if gat else None), kernels.address(gat.edge if gat else None),
+        *kernels.place(gatv2.target if gatv2 else None), kernels.address(gatv2.weight if gatv2 else None),
+        torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -341,7 +214,7 @@ def _check_attention(
     where: str,
     edges: Edges,
     values: Tensor,
-    logits: GatLogits | Gatv2Logits,
+    logits: Logits,
     dropout: AttentionDropout | None,
     per_head: Tensor,
 ) -> tuple[int, int]:
@@ -389,9 +262,7 @@ def _check_dropout(where: str, edges: Edges, heads: int, dropout: AttentionDropo
         )
 
 
-def _check_gradients(
-    where: str, values: Tensor, logits: GatLogits | Gatv2Logits, gradients: GatGradients | Gatv2Gradients
-) -> None:
+def _check_gradients(where: str, values: Tensor, logits: Logits, gradients: Gradients) -> None:
     if isinstance(logits, GatLogits) != isinstance(gradients, GatGradients):
         raise MisuseError(
             f"{where}: {type(gradients).__name__} do not fit {type(logits).__name__}; give both of one kind of attention"
@@ -409,15 +280,16 @@ def _check_gradients(
             _check_contiguous(where, f"gradients.{what}", given, pattern, tuple(pattern.shape))
 
 
-def _attention(values: Tensor, logits: GatLogits | Gatv2Logits, dropout: AttentionDropout | None, heads: int, dim: int) -> Any:
+def _attention(values: Tensor, logits: Logits, dropout: AttentionDropout | None, heads: int, dim: int) -> Any:
     """What both native passes read."""
     gat = logits if isinstance(logits, GatLogits) else None
     gatv2 = logits if isinstance(logits, Gatv2Logits) else None
     return kernels.native().Attention(
-        heads, dim, logits.slope, *kernels.place(values), *kernels.place(gat and gat.source),
-        *kernels.place(gat and gat.target), kernels.address(gat and gat.edge), *kernels.place(gatv2 and gatv2.target),
-        kernels.address(gatv2 and gatv2.weight), *kernels.dropout_words(dropout and dropout.dropout),
-        kernels.address(dropout and dropout.targets), kernels.address(dropout and dropout.sources),
+        heads, dim, logits.slope, *kernels.place(values), *kernels.place(gat.source if gat else None),
+        *kernels.place(gat.target if gat else None), kernels.address(gat.edge if gat else None),
+        *kernels.place(gatv2.target if gatv2 else None), kernels.address(gatv2.weight if gatv2 else None),
+        *kernels.dropout_words(dropout.dropout if dropout else None),
+        kernels.address(dropout.targets if dropout else None), kernels.address(dropout.sources if dropout else None),
     )  # fmt: skip
 
 

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu
 
 from halocast.runtime import kernels_torch
-
-if TYPE_CHECKING:
-    from halocast.runtime.attention_kernels import (
-        AttentionDropout,
-        AttentionState,
-        Edges,
-        ExtremeState,
-        GatGradients,
-        GatLogits,
-        Gatv2Gradients,
-        Gatv2Logits,
-    )
+from halocast.runtime.attention_types import (
+    AttentionDropout,
+    AttentionState,
+    Edges,
+    ExtremeState,
+    GatGradients,
+    Gatv2Logits,
+    Gradients,
+    Logits,
+)
 
 # Elements of gathered rows held at once.
 _GATHERED_ELEMENTS = 1 << 24
@@ -53,21 +50,23 @@ def _pieces(edges: Edges, width: int) -> Iterator[_Piece]:
         yield _Piece(some, targets[start : start + step], edges.sources[some].long())
 
 
-def _before_leaky(piece: _Piece, values: Tensor, logits: GatLogits | Gatv2Logits, heads: int) -> Tensor:
+def _per_head(rows: Tensor, heads: int) -> Tensor:
+    """``[n, heads · dim]`` as ``[n, heads, dim]``."""
+    return rows.view(rows.shape[0], heads, rows.shape[1] // heads)
+
+
+def _before_leaky(piece: _Piece, values: Tensor, logits: Logits, heads: int) -> Tensor:
     """What leaky_relu takes: ``[n, heads]``, and for GATv2 ``[n, heads, dim]``."""
-    weight = getattr(logits, "weight", None)
-    if weight is not None:
-        return (values[piece.sources] + logits.target[piece.targets]).unflatten(1, (heads, -1))
-    total: Tensor = getattr(logits, "source")[piece.sources] + logits.target[piece.targets]  # noqa: B009
-    edge = getattr(logits, "edge", None)
-    return total if edge is None else total + edge[piece.entries]
+    if isinstance(logits, Gatv2Logits):
+        return _per_head(values[piece.sources] + logits.target[piece.targets], heads)
+    total = logits.source[piece.sources] + logits.target[piece.targets]
+    return total if logits.edge is None else total + logits.edge[piece.entries]
 
 
-def _logit(before: Tensor, logits: GatLogits | Gatv2Logits) -> Tensor:
+def _logit(before: Tensor, logits: Logits) -> Tensor:
     """``[n, heads]``."""
     after = leaky_relu(before, logits.slope)
-    weight = getattr(logits, "weight", None)
-    return after if weight is None else (after * weight).sum(2)
+    return (after * logits.weight).sum(2) if isinstance(logits, Gatv2Logits) else after
 
 
 def _kept(piece: _Piece, dropout: AttentionDropout, heads: int, dtype: torch.dtype) -> Tensor:
@@ -84,12 +83,12 @@ def attend(
     edges: Edges,
     state: AttentionState,
     values: Tensor,
-    logits: GatLogits | Gatv2Logits,
+    logits: Logits,
     dropout: AttentionDropout | None,
 ) -> None:
     """See :func:`halocast.runtime.attention_kernels.attend`."""
     heads = state.sum.shape[1]
-    out = state.out.unflatten(1, (heads, -1))
+    out = _per_head(state.out, heads)
     for piece in _pieces(edges, values.shape[1]):
         logit = _logit(_before_leaky(piece, values, logits, heads), logits)
         to = piece.targets[:, None].expand(logit.shape)
@@ -100,7 +99,7 @@ def attend(
         state.sum.mul_(factor).index_add_(0, piece.targets, share)
         if dropout is not None:
             share = share * _kept(piece, dropout, heads, share.dtype)
-        rows = values[piece.sources].unflatten(1, (heads, -1))
+        rows = _per_head(values[piece.sources], heads)
         out.mul_(factor[:, :, None]).index_add_(0, piece.targets, share[:, :, None] * rows)
         state.maximum.copy_(now)
 
@@ -108,7 +107,7 @@ def attend(
 @torch.no_grad()
 def finish_attention(state: AttentionState) -> None:
     """See :func:`halocast.runtime.attention_kernels.finish_attention`."""
-    state.out.unflatten(1, (state.sum.shape[1], -1)).mul_(_inverse(state.sum)[:, :, None])
+    _per_head(state.out, state.sum.shape[1]).mul_(_inverse(state.sum)[:, :, None])
 
 
 def _inverse(total: Tensor) -> Tensor:
@@ -119,7 +118,7 @@ def _inverse(total: Tensor) -> Tensor:
 def pack_targets(state: AttentionState, grad: Tensor, half: Tensor | None, packed: Tensor) -> None:
     """See :func:`halocast.runtime.attention_kernels.pack_targets`; half: of the target, for GAT."""
     heads = state.sum.shape[1]
-    product = (state.out * grad).unflatten(1, (heads, -1)).sum(2)
+    product = _per_head(state.out * grad, heads).sum(2)
     first = torch.zeros_like(product) if half is None else half
     maximum = state.maximum.masked_fill(state.maximum == -torch.inf, 0.0)
     torch.cat([first, maximum, _inverse(state.sum), product], 1, out=packed)
@@ -131,24 +130,24 @@ def attend_backward(
     packed: Tensor,
     grad: Tensor,
     values: Tensor,
-    logits: GatLogits | Gatv2Logits,
-    gradients: GatGradients | Gatv2Gradients,
+    logits: Logits,
+    gradients: Gradients,
     dropout: AttentionDropout | None,
     accumulate: bool,
 ) -> None:
     """See :func:`halocast.runtime.attention_kernels.attend_backward`; the formulas are those of cpp/attend_backward.h."""
     heads = packed.shape[1] // 4
-    _, maximum, inverse, product = packed.unflatten(1, (4, heads)).unbind(1)
+    _, maximum, inverse, product = packed.view(packed.shape[0], 4, heads).unbind(1)
     if not accumulate:
         gradients.values.zero_()
-        if hasattr(gradients, "source"):
+        if isinstance(gradients, GatGradients):
             gradients.source.zero_()
     for piece in _pieces(edges, values.shape[1]):
         to = piece.targets
         before = _before_leaky(piece, values, logits, heads)
         share = (_logit(before, logits) - maximum[to]).exp() * inverse[to]
-        outer = grad[to].unflatten(1, (heads, -1))
-        dot = (outer * values[piece.sources].unflatten(1, (heads, -1))).sum(2)
+        outer = _per_head(grad[to], heads)
+        dot = (outer * _per_head(values[piece.sources], heads)).sum(2)
         weight = share
         if dropout is not None:
             kept = _kept(piece, dropout, heads, share.dtype)
@@ -158,24 +157,21 @@ def attend_backward(
         _add_logit_gradients(piece, before, slope, logits, gradients)
 
 
-def _add_logit_gradients(
-    piece: _Piece, before: Tensor, slope: Tensor, logits: GatLogits | Gatv2Logits, gradients: GatGradients | Gatv2Gradients
-) -> None:
+def _add_logit_gradients(piece: _Piece, before: Tensor, slope: Tensor, logits: Logits, gradients: Gradients) -> None:
     """From the gradient of each logit, ``[n, heads]``, to those of its parts."""
     derivative = torch.full_like(before, logits.slope).masked_fill_(before > 0, 1.0)
-    weight = getattr(logits, "weight", None)
-    if weight is None:
+    if isinstance(gradients, GatGradients):
         inner = slope * derivative
         gradients.source.index_add_(0, piece.sources, inner)
         gradients.target.index_add_(0, piece.targets, inner)
         if gradients.edge is not None:
             gradients.edge[piece.entries] = inner
-        return
-    inner = slope[:, :, None] * derivative
-    gradients.weight.add_((inner * before).sum(0))
-    row = (inner * weight).flatten(1)
-    gradients.values.index_add_(0, piece.sources, row)
-    gradients.target.index_add_(0, piece.targets, row)
+    elif isinstance(logits, Gatv2Logits):
+        inner = slope[:, :, None] * derivative
+        gradients.weight.add_((inner * before).sum(0))
+        row = (inner * logits.weight).flatten(1)
+        gradients.values.index_add_(0, piece.sources, row)
+        gradients.target.index_add_(0, piece.targets, row)
 
 
 @torch.no_grad()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu
 
-from halocast.runtime.attention_kernels import (
+from halocast.runtime.attention_kernels import attend, attend_backward, finish_attention, pack_targets
+from halocast.runtime.attention_types import (
     AttentionDropout,
     AttentionState,
     Edges,
@@ -16,10 +18,8 @@ from halocast.runtime.attention_kernels import (
     GatLogits,
     Gatv2Gradients,
     Gatv2Logits,
-    attend,
-    attend_backward,
-    finish_attention,
-    pack_targets,
+    Gradients,
+    Logits,
 )
 from halocast.runtime.kernels import Dropout
 
@@ -106,7 +106,7 @@ def run(
     bounds = [0, *(cuts or []), p.pattern.shape[1]]
     state = AttentionState.start(targets, heads, dim, torch.zeros(0, dtype=dtype))
     blocks = []
-    for first, last in zip(bounds, bounds[1:], strict=False):
+    for first, last in itertools.pairwise(bounds):
         block = slice(first, last)
         edges, values, logits = prepare(p, kind, dtype, block)
         drop = AttentionDropout(dropout, nodes[0], nodes[1][block].clone()) if dropout and nodes else None
@@ -119,7 +119,7 @@ def run(
     result |= {name: torch.zeros(like.shape, dtype=dtype) for name, like in shapes.items()}
     for edges, values, logits, drop, block in blocks:
         to_values = torch.full_like(values, torch.nan)
-        gradients: GatGradients | Gatv2Gradients
+        gradients: Gradients
         if isinstance(logits, GatLogits):
             to_edge = None if logits.edge is None else torch.full_like(logits.edge, torch.nan)
             gradients = GatGradients(to_values, result["source"][block], result["target"], to_edge)
@@ -133,12 +133,12 @@ def run(
     return result
 
 
-def prepare(p: Problem, kind: str, dtype: torch.dtype, block: slice) -> tuple[Edges, Tensor, GatLogits | Gatv2Logits]:
+def prepare(p: Problem, kind: str, dtype: torch.dtype, block: slice) -> tuple[Edges, Tensor, Logits]:
     """Edges, values and logits of the sources in `block`."""
     pattern = p.pattern[:, block]
     values = p.values[block].flatten(1).to(dtype)
     if kind == "gatv2":
-        logits: GatLogits | Gatv2Logits = Gatv2Logits(p.target_values.flatten(1).to(dtype), p.weight.to(dtype), p.slope)
+        logits: Logits = Gatv2Logits(p.target_values.flatten(1).to(dtype), p.weight.to(dtype), p.slope)
     else:
         edge = p.edge[:, block][pattern].to(dtype) if kind == "gat with edges" else None
         logits = GatLogits(p.source[block].to(dtype), p.target.to(dtype), edge, p.slope)

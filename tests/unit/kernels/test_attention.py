@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.unit.kernels.attention_reference import edges_of
 from torch import Tensor
 
 from halocast.errors import MisuseError
 from halocast.runtime import attention, kernels
-from halocast.runtime.attention_kernels import AttentionDropout, Edges, GatLogits, Gatv2Logits
-from tests.unit.kernels.attention_reference import edges_of
+from halocast.runtime.attention_types import AttentionDropout, Edges, GatLogits, Gatv2Logits
 
 DROPOUT = kernels.Dropout(0.3, kernels.Stream(2**64 - 1, 2, 1, purpose=kernels.PURPOSE_ATTENTION))
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.unit.kernels.attention_reference import edges_of
 from torch import Tensor
 
 from halocast.errors import MisuseError
-from halocast.runtime.attention_kernels import (
-    ExtremeState,
-    extremes_backward,
-    finish_extremes,
-    merge_extremes,
-    share_among_ties,
-)
-from tests.unit.kernels.attention_reference import edges_of
+from halocast.runtime.attention_kernels import extremes_backward, finish_extremes, merge_extremes, share_among_ties
+from halocast.runtime.attention_types import ExtremeState
 
 
 def reference(pattern: Tensor, features: Tensor, grad: Tensor, minimum: bool) -> tuple[Tensor, Tensor]:
@@ -34,7 +31,7 @@ def reference(pattern: Tensor, features: Tensor, grad: Tensor, minimum: bool) ->
 def run(pattern: Tensor, features: Tensor, grad: Tensor, minimum: bool, cuts: list[int]) -> tuple[Tensor, Tensor]:
     state = ExtremeState.start(pattern.shape[0], features.shape[1], features, minimum=minimum)
     bounds = [0, *cuts, pattern.shape[1]]
-    parts = [(edges_of(pattern[:, a:b]), slice(a, b)) for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [(edges_of(pattern[:, a:b]), slice(a, b)) for a, b in itertools.pairwise(bounds)]
     for edges, part in parts:
         merge_extremes(edges, state, features[part])
     out = finish_extremes(state).clone()
