@@ -3,9 +3,10 @@
 // Logits: GAT (P. Veličković et al., Graph Attention Networks, ICLR 2018, eq. 3) l_ij = leaky(el_j + er_i), with the
 // vector a split into its source and target halves, and an edge's own half-logit added where given; GATv2 (S. Brody et
 // al., How Attentive are Graph Attention Networks?, ICLR 2022, eq. 7) l_ij = a · leaky(zs_j + zt_i).
-// Their softmax over all neighbours, whichever part they live in, merges one block after the other (SAR: H. Mostafa,
-// Sequential Aggregation and Rematerialization, MLSys 2022, section 3.3; M. Milakov and N. Gimelshein, Online normalizer
-// calculation for softmax, 2018, alg. 3): with m the largest logit so far, s = Σ e^(l − m) and o = Σ e^(l − m) z,
+// Their softmax over all neighbours, whichever part they live in, merges one block after the other (H. Mostafa,
+// Sequential Aggregation and Rematerialization, MLSys 2022, arXiv:2111.06483, on sequential aggregation of attention;
+// M. Milakov and N. Gimelshein, Online normalizer calculation for softmax, 2018, algorithm 3): with m the largest logit
+// so far, s = Σ e^(l − m) and o = Σ e^(l − m) z,
 //   m' = max(m, max of the block's l), s' = s e^(m − m') + Σ e^(l − m'), o' = o e^(m − m') + Σ e^(l − m') z.
 // A row without neighbours, or whose logits are all −∞, has s = 0 and ends as zeros. Dropout multiplies e^(l − m) in o
 // and not in s: it comes after the normalisation, as in torch_geometric.
@@ -55,13 +56,13 @@ inline void finish_gat_logits(const Attention<T>& a, const T* base, const std::i
                               int count, const Span<T>& logit) {
   SpanStorage<T, 1> storage;
   const Span<T> own(storage, 0, a.heads);
-  if (a.edge_logit != nullptr)
+  if (a.edge_logit != nullptr) {
     for (int edge = 0; edge < count; ++edge) {
       const std::int64_t place = entry != nullptr ? entry[first + edge] : first + edge;
-      for (std::int64_t head = 0; head < a.heads; ++head)
-        own[head][edge] = a.edge_logit[place * a.heads + head];
+      for (std::int64_t head = 0; head < a.heads; ++head) own[head][edge] = a.edge_logit[place * a.heads + head];
     }
-  if (a.edge_logit != nullptr) pad(own, a.heads, count, T(0));
+    pad(own, a.heads, count, T(0));
+  }
   for (std::int64_t head = 0; head < a.heads; ++head)
     for (int edge = 0; edge < count; edge += lanes<T>) {
       Vector<T> x = load(&logit[head][edge]) + base[head];
@@ -74,10 +75,10 @@ inline void finish_gat_logits(const Attention<T>& a, const T* base, const std::i
 template <class T>
 inline void gatv2_logits(const Attention<T>& a, const HeadColumns<T>& columns, const T* own, const T* const* rows,
                          int count, const Span<T>& logit) {
-  sum_over_columns(columns, count, logit,
-                   [&](int edge, std::int64_t offset, const auto& load_at) __attribute__((always_inline)) {
-                     return load_at(a.weight + offset) * leaky(load_at(own + offset) + load_at(rows[edge] + offset), a.slope);
-                   });
+  sum_over_columns(
+      columns, count, logit, [&](int edge, std::int64_t offset, const auto& load_at) __attribute__((always_inline)) {
+        return load_at(a.weight + offset) * leaky(load_at(own + offset) + load_at(rows[edge] + offset), a.slope);
+      });
 }
 
 template <class T>
@@ -110,7 +111,8 @@ void attend_row(const AttendForward<T>& f, const HeadColumns<T>& columns, std::i
   for (std::int64_t first = f.by_target.begin[row]; first < end; first += span_edges) {
     const int count = static_cast<int>(end - first < span_edges ? end - first : span_edges);
     const auto fetch = [&](int edge) __attribute__((always_inline)) {
-      const std::int64_t ahead = first + edge + attend_distance < last_edge ? first + edge + attend_distance : last_edge;
+      const std::int64_t ahead =
+          first + edge + attend_distance < last_edge ? first + edge + attend_distance : last_edge;
       prefetch(a.z + index[ahead] * a.z_stride, bytes);
       if (a.source_logit != nullptr) __builtin_prefetch(a.source_logit + index[ahead] * a.source_logit_stride);
     };

@@ -1,13 +1,14 @@
 // The backward pass of attention, over one block that was fetched again.
 //
-// With a_ij = e^(l_ij − m_i) / s_i, M_ij the factor of dropout, e_i the gradient of the output o_i and x_ij what leaky
-// took (SAR, section 3.3, with the softmax differentiated by hand, so that no logit is kept):
+// No logit was kept: they are made again ("attention-matrix rematerialization" of H. Mostafa, MLSys 2022, abstract),
+// and the softmax is differentiated by hand. With a_ij = e^(l_ij − m_i) / s_i, M_ij the factor of dropout, e_i the
+// gradient of the output o_i = Σ_j a_ij M_ij z_j and x_ij what leaky took:
 //   d z_j += a_ij M_ij e_i;  d l_ij = a_ij (M_ij e_i · z_j − e_i · o_i)
 //   GAT: d el_j, d er_i, d ee_ij += d l_ij leaky'(x_ij)
 //   GATv2: d zs_j, d zt_i += d l_ij a leaky'(x_ij);  d a += d l_ij leaky(x_ij), per column
-// The walk is over sources, whose gradients then stay in registers, with two rows read for each edge of GATv2 and one of
-// GAT. What GAT's targets get is a number per head: each of attend_chunks chunks of sources adds it up apart, and the
-// chunks are added in order. GATv2's targets get a row: a second walk, over targets.
+// The walk is over sources, whose gradients then stay in registers, with two rows read for each edge of GATv2 and one
+// of GAT. What GAT's targets get is a number per head: each of attend_chunks chunks of sources adds it up apart, and
+// the chunks are added in order. GATv2's targets get a row: a second walk, over targets.
 #pragma once
 
 #include "attend.h"
@@ -65,9 +66,8 @@ struct BackwardSpan {
 template <class T>
 inline void dot_rows(const HeadColumns<T>& columns, const T* own, const T* const* rows, int count, const Span<T>& to) {
   sum_over_columns(columns, count, to,
-                   [&](int edge, std::int64_t offset, const auto& load_at) __attribute__((always_inline)) {
-                     return load_at(own + offset) * load_at(rows[edge] + offset);
-                   });
+                   [&](int edge, std::int64_t offset, const auto& load_at)
+                       __attribute__((always_inline)) { return load_at(own + offset) * load_at(rows[edge] + offset); });
 }
 
 // From l, m, 1 / s, e · o and e · z to a M and d l (times leaky' if Gat).
@@ -160,78 +160,101 @@ inline void add_gatv2_rows(const AttendBackward<T>& b, const HeadColumns<T>& col
     const Slice* const slices = &columns.slices[done];
     if (columns.tail != 0)
       add_gatv2<T, count_of_vectors, true, Source>(slices, own, rows, others, count, a.slope, s, a.weight, to, other,
-                                                fetch);
+                                                   fetch);
     else
       add_gatv2<T, count_of_vectors, false, Source>(slices, own, rows, others, count, a.slope, s, a.weight, to, other,
-                                                fetch);
+                                                    fetch);
   });
 }
 
-// One row of `grad_er` for each target, of the chunk that the source is in.
+// What a walk over sources reads of the targets of one span.
 template <class T>
-void source_row(const AttendBackward<T>& b, const HeadColumns<T>& columns, std::int64_t row, std::int64_t last_edge,
-                T* grad_er) {
+struct TargetRows {
+  const T* grads[span_edges];
+  const T* rows[span_edges];  // GATv2's
+};
+
+// From a span of a source's edges to a M and d l (GAT: d x).
+template <bool Gat, class T>
+void differentiate_source(const AttendBackward<T>& b, const HeadColumns<T>& columns, std::int64_t row,
+                          std::int64_t first, int count, TargetRows<T>& targets, BackwardSpan<T>& s) {
   const Attention<T>& a = b.attention;
-  const bool gat = a.weight == nullptr;
-  const std::int64_t width = a.heads * a.dim;
-  const auto bytes = width * static_cast<std::int64_t>(sizeof(T));
-  const std::int32_t* const all = b.by_source.index;
-  const std::int64_t end = b.by_source.end[row];
   const T* const z = a.z + row * a.z_stride;
+  const std::int32_t* const index = b.by_source.index + first;
+  find_rows(b.grad, b.grad_stride, index, count, targets.grads);
+  gather_packed(b, index, count, s);
+  if constexpr (Gat) {
+    gather_heads(b.packed, packed_numbers * a.heads, index, count, a.heads, s.logit);
+    finish_gat_logits(a, a.source_logit + row * a.source_logit_stride, b.entry, first, count, s.logit);
+  } else {
+    find_rows(a.target, a.target_stride, index, count, targets.rows);
+    gatv2_logits(a, columns, z, targets.rows, count, s.logit);
+  }
+  pad(s.logit, a.heads, count, -std::numeric_limits<T>::infinity());
+  dot_rows(columns, z, targets.grads, count, s.dots);
+  if (a.dropout.threshold != 0)
+    dropout_factors(
+        a.dropout, a.heads, count, [&](int edge) { return a.dropout.nodes[index[edge]]; },
+        [&](int) { return a.source_nodes[row]; }, s.kept);
+  differentiate<Gat>(a, count, s);
+}
+
+// GAT's d x of a span, to the half-logits: of the source, of the targets (the chunk's own sums) and of the edges.
+template <class T>
+void add_half_logits(const AttendBackward<T>& b, std::int64_t first, int count, const BackwardSpan<T>& s,
+                     T* grad_source, T* grad_target) {
+  const std::int64_t heads = b.attention.heads;
+  const std::int32_t* const index = b.by_source.index + first;
+  for (std::int64_t head = 0; head < heads; ++head) {
+    Vector<T> total{};
+    for (int edge = 0; edge < count; edge += lanes<T>) total += load(&s.logit[head][edge]);
+    grad_source[head] += sum_of_lanes<T>(total);
+  }
+  for (int edge = 0; edge < count; ++edge)
+    for (std::int64_t head = 0; head < heads; ++head) grad_target[index[edge] * heads + head] += s.logit[head][edge];
+  if (b.grad_edge_logit == nullptr) return;
+  for (int edge = 0; edge < count; ++edge)
+    for (std::int64_t head = 0; head < heads; ++head)
+      b.grad_edge_logit[b.entry[first + edge] * heads + head] = s.logit[head][edge];
+}
+
+// All gradients of one source; grad_target: sums of the chunk that it is in, for GAT.
+template <bool Gat, class T>
+void source_row(const AttendBackward<T>& b, const HeadColumns<T>& columns, std::int64_t row, std::int64_t last_edge,
+                T* grad_target) {
+  const Attention<T>& a = b.attention;
+  const auto bytes = a.heads * a.dim * static_cast<std::int64_t>(sizeof(T));
+  const auto packed_bytes = packed_numbers * a.heads * static_cast<std::int64_t>(sizeof(T));
+  const std::int32_t* const index = b.by_source.index;
   T* const grad_z = b.grad_z + row * b.grad_z_stride;
-  T* const grad_el = gat ? b.grad_source_logit + row * b.grad_source_logit_stride : nullptr;
+  T* const grad_source = Gat ? b.grad_source_logit + row * b.grad_source_logit_stride : nullptr;
   if (!b.accumulate) {
     std::memset(grad_z, 0, static_cast<std::size_t>(bytes));
-    if (gat) std::memset(grad_el, 0, static_cast<std::size_t>(a.heads) * sizeof(T));
+    if constexpr (Gat) std::memset(grad_source, 0, static_cast<std::size_t>(a.heads) * sizeof(T));
   }
   BackwardSpan<T> s(a.heads);
-  const T* grads[span_edges];
-  const T* targets[span_edges];
+  TargetRows<T> targets;
+  const std::int64_t end = b.by_source.end[row];
   for (std::int64_t first = b.by_source.begin[row]; first < end; first += span_edges) {
     const int count = static_cast<int>(end - first < span_edges ? end - first : span_edges);
-    const std::int32_t* const index = all + first;
     const auto fetch = [&](int edge) __attribute__((always_inline)) {
-      const std::int64_t ahead = first + edge + attend_distance < last_edge ? first + edge + attend_distance : last_edge;
-      prefetch(b.grad + all[ahead] * b.grad_stride, bytes);
-      prefetch(b.packed + all[ahead] * packed_numbers * a.heads,
-               packed_numbers * a.heads * static_cast<std::int64_t>(sizeof(T)));
-      if (grad_er != nullptr) __builtin_prefetch(grad_er + all[ahead] * a.heads, 1);
-      if (!gat) prefetch(a.target + all[ahead] * a.target_stride, bytes);
+      const std::int64_t ahead =
+          first + edge + attend_distance < last_edge ? first + edge + attend_distance : last_edge;
+      prefetch(b.grad + index[ahead] * b.grad_stride, bytes);
+      prefetch(b.packed + index[ahead] * packed_numbers * a.heads, packed_bytes);
+      if constexpr (Gat)
+        __builtin_prefetch(grad_target + index[ahead] * a.heads, 1);
+      else
+        prefetch(a.target + index[ahead] * a.target_stride, bytes);
     };
-    find_rows(b.grad, b.grad_stride, index, count, grads);
-    gather_packed(b, index, count, s);
-    if (gat) {
-      gather_heads(b.packed, packed_numbers * a.heads, index, count, a.heads, s.logit);
-      finish_gat_logits(a, a.source_logit + row * a.source_logit_stride, b.entry, first, count, s.logit);
+    differentiate_source<Gat>(b, columns, row, first, count, targets, s);
+    if constexpr (Gat) {
+      add_half_logits(b, first, count, s, grad_source, grad_target);
+      add_weighted_rows(columns, targets.grads, count, s.weight, grad_z, fetch);
     } else {
-      find_rows(a.target, a.target_stride, index, count, targets);
-      gatv2_logits(a, columns, z, targets, count, s.logit);
+      add_gatv2_rows<true>(b, columns, a.z + row * a.z_stride, targets.rows, targets.grads, count, s, grad_z, grad_z,
+                           fetch);
     }
-    pad(s.logit, a.heads, count, -std::numeric_limits<T>::infinity());
-    dot_rows(columns, z, grads, count, s.dots);
-    if (a.dropout.threshold != 0)
-      dropout_factors(
-          a.dropout, a.heads, count, [&](int edge) { return a.dropout.nodes[index[edge]]; },
-          [&](int) { return a.source_nodes[row]; }, s.kept);
-    if (!gat) {
-      differentiate<false>(a, count, s);
-      add_gatv2_rows<true>(b, columns, z, targets, grads, count, s, grad_z, grad_z, fetch);
-      continue;
-    }
-    differentiate<true>(a, count, s);
-    for (std::int64_t head = 0; head < a.heads; ++head) {
-      Vector<T> total{};
-      for (int edge = 0; edge < count; edge += lanes<T>) total += load(&s.logit[head][edge]);
-      grad_el[head] += sum_of_lanes<T>(total);
-    }
-    for (int edge = 0; edge < count; ++edge)
-      for (std::int64_t head = 0; head < a.heads; ++head)
-        grad_er[index[edge] * a.heads + head] += s.logit[head][edge];
-    if (b.grad_edge_logit != nullptr)
-      for (int edge = 0; edge < count; ++edge)
-        for (std::int64_t head = 0; head < a.heads; ++head)
-          b.grad_edge_logit[b.entry[first + edge] * a.heads + head] = s.logit[head][edge];
-    add_weighted_rows(columns, grads, count, s.weight, grad_z, fetch);
   }
 }
 
@@ -257,7 +280,7 @@ void gat_backward(const AttendBackward<T>& b, const HeadColumns<T>& columns, int
                  [&](std::int64_t chunk, std::int64_t first, std::int64_t last, std::int64_t last_edge) {
                    T* const mine = apart + chunk * numbers;
                    std::memset(mine, 0, static_cast<std::size_t>(numbers) * sizeof(T));
-                   for (std::int64_t row = first; row < last; ++row) source_row(b, columns, row, last_edge, mine);
+                   for (std::int64_t row = first; row < last; ++row) source_row<true>(b, columns, row, last_edge, mine);
                  });
   for_rows(b.by_target.rows, heads * chunks, threads, [&](std::int64_t row) {
     T* const to = b.grad_target_logit + row * b.grad_target_logit_stride;
@@ -280,7 +303,8 @@ void gatv2_target_row(const AttendBackward<T>& b, const HeadColumns<T>& columns,
     const int count = static_cast<int>(end - first < span_edges ? end - first : span_edges);
     const std::int32_t* const index = b.by_target.index + first;
     const auto fetch = [&](int edge) __attribute__((always_inline)) {
-      const std::int64_t ahead = first + edge + attend_distance < last_edge ? first + edge + attend_distance : last_edge;
+      const std::int64_t ahead =
+          first + edge + attend_distance < last_edge ? first + edge + attend_distance : last_edge;
       prefetch(a.z + b.by_target.index[ahead] * a.z_stride, a.heads * a.dim * static_cast<std::int64_t>(sizeof(T)));
     };
     find_rows(a.z, a.z_stride, index, count, rows);
@@ -309,7 +333,7 @@ void gatv2_backward(const AttendBackward<T>& b, const HeadColumns<T>& columns, i
   for_balanced_rows(b.by_source.begin, b.by_source.end, 0, b.by_source.rows, 2 * width, threads,
                     [&](std::int64_t first, std::int64_t last, std::int64_t last_edge) {
                       for (std::int64_t row = first; row < last; ++row)
-                        source_row(b, columns, row, last_edge, static_cast<T*>(nullptr));
+                        source_row<false>(b, columns, row, last_edge, static_cast<T*>(nullptr));
                     });
   std::int64_t last_edge = -1;
   for (std::int64_t row = 0; row < b.by_target.rows; ++row)

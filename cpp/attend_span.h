@@ -49,14 +49,10 @@ struct Slice {
 template <class T>
 struct HeadColumns {
   HeadColumns(std::int64_t heads, std::int64_t dim)
-      : heads(heads),
-        dim(dim),
-        full(static_cast<int>(dim / lanes<T>)),
-        tail(static_cast<int>(dim % lanes<T>)) {
+      : heads(heads), dim(dim), full(static_cast<int>(dim / lanes<T>)), tail(static_cast<int>(dim % lanes<T>)) {
     for (std::int64_t head = 0; head < heads; ++head)
       for (std::int64_t first = 0; first < dim; first += lanes<T>)
-        slices.push_back({head * dim + first, head,
-                          static_cast<int>(dim - first < lanes<T> ? dim - first : lanes<T>)});
+        slices.push_back({head * dim + first, head, static_cast<int>(dim - first < lanes<T> ? dim - first : lanes<T>)});
   }
 
   std::int64_t heads;
@@ -110,8 +106,8 @@ inline Vector<T> sums_of_lanes(Vector<T>* parts) {
     return parts[0];
 }
 
-// to[head][edge] = the sum over the head's columns of term(edge, offset, load), where load reads a register at `offset`.
-// Numbers behind the last edge, up to a whole register, repeat the last one's.
+// to[head][edge] = the sum over the head's columns of term(edge, offset, load), where load reads a register at
+// `offset`. Numbers behind the last edge, up to a whole register, repeat the last one's.
 template <class T, class Term>
 inline __attribute__((always_inline)) void sum_over_columns(const HeadColumns<T>& columns, int count, const Span<T>& to,
                                                             const Term& term) {
@@ -201,8 +197,8 @@ inline void add_weighted_rows(const HeadColumns<T>& columns, const T* const* row
 
 // Numbers of each edge's other end, turned over: to[head][edge] = matrix[index[edge], head].
 template <class T>
-inline void gather_heads(const T* matrix, std::int64_t stride, const std::int32_t* index, int count,
-                         std::int64_t heads, const Span<T>& to) {
+inline void gather_heads(const T* matrix, std::int64_t stride, const std::int32_t* index, int count, std::int64_t heads,
+                         const Span<T>& to) {
   for (int edge = 0; edge < count; ++edge) {
     const T* const from = matrix + index[edge] * stride;
     for (std::int64_t head = 0; head < heads; ++head) to[head][edge] = from[head];

@@ -70,9 +70,9 @@ inline F exp_nonpositive(F x, double) {
   const F shifted = clamped * 1.44269504088896340736 + round_magic;
   const F n = shifted - round_magic;
   const F r = (clamped - n * 0.693145751953125) - n * 1.42860682030941723212e-6;
-  constexpr double inverse_factorials[] = {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
-                                           1.0 / 5040,      1.0 / 720,      1.0 / 120,     1.0 / 24,     1.0 / 6,
-                                           0.5};
+  constexpr double inverse_factorials[] = {
+      1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
+      1.0 / 720,       1.0 / 120,      1.0 / 24,      1.0 / 6,      0.5};
   F p = F{} + 1.0 / 6227020800;
   for (const double coefficient : inverse_factorials) p = p * r + coefficient;
   const F power = p * r * r + r + 1.0;

@@ -134,9 +134,9 @@ struct BlockRows {
   std::int64_t rows;
 };
 
-// What attention reads; see attend.h for the formulas. GAT: source_logit [sources, heads], target_logit [targets, heads]
-// and, if given, edge_logit [entries, heads]. GATv2 (weight is given): target [targets, heads * dim] and weight [heads *
-// dim]. dropout.nodes are those of the targets. dim is that of one head.
+// What attention reads; see attend.h for the formulas. dim is that of one head; dropout.nodes are those of the targets.
+// GAT: source_logit [sources, heads], target_logit [targets, heads] and, if given, edge_logit [entries, heads].
+// GATv2 (weight is given): target [targets, heads * dim] and weight [heads * dim].
 template <class T>
 struct Attention {
   std::int64_t heads;
@@ -195,9 +195,9 @@ struct AttendPack {
   T* packed;
 };
 
-// Gradients of one block. Those of sources are written, or added if accumulate; those of targets and of weight are added;
-// those of edge logits are written. by_source names targets, and entry[e] is the place of its entry e in edge_logit.
-// workspace: see attend_workspace.
+// Gradients of one block. Those of sources are written, or added if accumulate; those of targets and of weight are
+// added; those of edge logits are written. by_source names targets, and entry[e] is the place of its entry e in
+// edge_logit. workspace: see attend_workspace.
 template <class T>
 struct AttendBackward {
   Attention<T> attention;

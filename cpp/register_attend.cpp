@@ -23,9 +23,20 @@ struct AttentionAddresses {
 
   template <class T>
   Attention<T> typed() const {
-    return {heads, dim, static_cast<T>(slope), pointer<const T>(z), z_stride, pointer<const T>(source_logit),
-            source_logit_stride, pointer<const T>(target_logit), target_logit_stride, pointer<const T>(edge_logit),
-            pointer<const T>(target), target_stride, pointer<const T>(weight), dropout,
+    return {heads,
+            dim,
+            static_cast<T>(slope),
+            pointer<const T>(z),
+            z_stride,
+            pointer<const T>(source_logit),
+            source_logit_stride,
+            pointer<const T>(target_logit),
+            target_logit_stride,
+            pointer<const T>(edge_logit),
+            pointer<const T>(target),
+            target_stride,
+            pointer<const T>(weight),
+            dropout,
             pointer<const std::int64_t>(source_nodes)};
   }
 };
@@ -40,19 +51,30 @@ void register_arguments(py::module_& module) {
   py::class_<AttentionAddresses>(module, "Attention")
       .def(py::init([](std::int64_t heads, std::int64_t dim, double slope, Address z, std::int64_t z_stride,
                        Address source_logit, std::int64_t source_logit_stride, Address target_logit,
-                       std::int64_t target_logit_stride, Address edge_logit, Address target,
-                       std::int64_t target_stride, Address weight, std::uint64_t threshold, double scale,
-                       std::uint64_t seed, std::uint32_t epoch, std::uint32_t tag, Address target_nodes,
-                       Address source_nodes) {
-             return AttentionAddresses{heads, dim, slope, z, z_stride, source_logit, source_logit_stride, target_logit,
-                                       target_logit_stride, edge_logit, target, target_stride, weight,
-                                       dropout(threshold, scale, seed, epoch, tag, target_nodes), source_nodes};
+                       std::int64_t target_logit_stride, Address edge_logit, Address target, std::int64_t target_stride,
+                       Address weight, std::uint64_t threshold, double scale, std::uint64_t seed, std::uint32_t epoch,
+                       std::uint32_t tag, Address target_nodes, Address source_nodes) {
+             return AttentionAddresses{heads,
+                                       dim,
+                                       slope,
+                                       z,
+                                       z_stride,
+                                       source_logit,
+                                       source_logit_stride,
+                                       target_logit,
+                                       target_logit_stride,
+                                       edge_logit,
+                                       target,
+                                       target_stride,
+                                       weight,
+                                       dropout(threshold, scale, seed, epoch, tag, target_nodes),
+                                       source_nodes};
            }),
            py::arg("heads"), py::arg("dim"), py::arg("slope"), py::arg("z"), py::arg("z_stride"),
            py::arg("source_logit"), py::arg("source_logit_stride"), py::arg("target_logit"),
            py::arg("target_logit_stride"), py::arg("edge_logit"), py::arg("target"), py::arg("target_stride"),
-           py::arg("weight"), py::arg("threshold"), py::arg("scale"), py::arg("seed"), py::arg("epoch"),
-           py::arg("tag"), py::arg("target_nodes"), py::arg("source_nodes"));
+           py::arg("weight"), py::arg("threshold"), py::arg("scale"), py::arg("seed"), py::arg("epoch"), py::arg("tag"),
+           py::arg("target_nodes"), py::arg("source_nodes"));
 }
 
 void register_attention(py::module_& module) {
@@ -62,9 +84,9 @@ void register_attention(py::module_& module) {
          Address out, std::int64_t out_stride, int threads) {
         with_type(is_double, [&](auto type) {
           using T = decltype(type);
-          kernels().of<T>().attend_forward({attention.typed<T>(), by_target, pointer<T>(maximum), pointer<T>(sum),
-                                            pointer<T>(out), out_stride},
-                                           threads);
+          kernels().of<T>().attend_forward(
+              {attention.typed<T>(), by_target, pointer<T>(maximum), pointer<T>(sum), pointer<T>(out), out_stride},
+              threads);
         });
       },
       py::arg("is_double"), py::arg("attention"), py::arg("by_target"), py::arg("maximum"), py::arg("sum"),
@@ -90,11 +112,10 @@ void register_attention(py::module_& module) {
          Address grad, std::int64_t grad_stride, Address packed, int threads) {
         with_type(is_double, [&](auto type) {
           using T = decltype(type);
-          kernels().of<T>().attend_pack(
-              {rows, heads, dim, pointer<const T>(target_logit), target_logit_stride, pointer<const T>(maximum),
-               pointer<const T>(sum), pointer<const T>(out), out_stride, pointer<const T>(grad), grad_stride,
-               pointer<T>(packed)},
-              threads);
+          kernels().of<T>().attend_pack({rows, heads, dim, pointer<const T>(target_logit), target_logit_stride,
+                                         pointer<const T>(maximum), pointer<const T>(sum), pointer<const T>(out),
+                                         out_stride, pointer<const T>(grad), grad_stride, pointer<T>(packed)},
+                                        threads);
         });
       },
       py::arg("is_double"), py::arg("rows"), py::arg("heads"), py::arg("dim"), py::arg("target_logit"),
@@ -106,16 +127,29 @@ void register_attention(py::module_& module) {
       [](bool is_double, const AttentionAddresses& attention, const BlockRows& by_target, const BlockRows& by_source,
          Address entry, Address packed, Address grad, std::int64_t grad_stride, bool accumulate, Address grad_z,
          std::int64_t grad_z_stride, Address grad_source_logit, std::int64_t grad_source_logit_stride,
-         Address grad_target_logit, std::int64_t grad_target_logit_stride, Address grad_edge_logit,
-         Address grad_target, std::int64_t grad_target_stride, Address grad_weight, int threads) {
+         Address grad_target_logit, std::int64_t grad_target_logit_stride, Address grad_edge_logit, Address grad_target,
+         std::int64_t grad_target_stride, Address grad_weight, int threads) {
         with_type(is_double, [&](auto type) {
           using T = decltype(type);
-          AttendBackward<T> arguments{attention.typed<T>(), by_target, by_source, pointer<const std::int64_t>(entry),
-                                      pointer<const T>(packed), pointer<const T>(grad), grad_stride, accumulate,
-                                      pointer<T>(grad_z), grad_z_stride, pointer<T>(grad_source_logit),
-                                      grad_source_logit_stride, pointer<T>(grad_target_logit),
-                                      grad_target_logit_stride, pointer<T>(grad_edge_logit), pointer<T>(grad_target),
-                                      grad_target_stride, pointer<T>(grad_weight), nullptr};
+          AttendBackward<T> arguments{attention.typed<T>(),
+                                      by_target,
+                                      by_source,
+                                      pointer<const std::int64_t>(entry),
+                                      pointer<const T>(packed),
+                                      pointer<const T>(grad),
+                                      grad_stride,
+                                      accumulate,
+                                      pointer<T>(grad_z),
+                                      grad_z_stride,
+                                      pointer<T>(grad_source_logit),
+                                      grad_source_logit_stride,
+                                      pointer<T>(grad_target_logit),
+                                      grad_target_logit_stride,
+                                      pointer<T>(grad_edge_logit),
+                                      pointer<T>(grad_target),
+                                      grad_target_stride,
+                                      pointer<T>(grad_weight),
+                                      nullptr};
           // Not zeroed: the kernels' threads do so, each what it uses.
           const std::unique_ptr<double[]> workspace(new double[static_cast<std::size_t>(attend_workspace(arguments))]);
           arguments.workspace = workspace.get();
@@ -133,8 +167,8 @@ void register_extreme(py::module_& module) {
   module.def(
       "extreme_forward",
       [](bool is_double, const BlockRows& by_target, bool minimum, std::int64_t dim, Address features,
-         std::int64_t features_stride, Address value, std::int64_t value_stride, Address ties,
-         std::int64_t ties_stride, int threads) {
+         std::int64_t features_stride, Address value, std::int64_t value_stride, Address ties, std::int64_t ties_stride,
+         int threads) {
         with_type(is_double, [&](auto type) {
           using T = decltype(type);
           kernels().of<T>().extreme_forward({by_target, minimum, dim, pointer<const T>(features), features_stride,
@@ -153,11 +187,10 @@ void register_extreme(py::module_& module) {
          std::int64_t grad_features_stride, bool accumulate, int threads) {
         with_type(is_double, [&](auto type) {
           using T = decltype(type);
-          kernels().of<T>().extreme_backward({by_source, dim, pointer<const T>(features), features_stride,
-                                              pointer<const T>(value), value_stride, pointer<const T>(share),
-                                              share_stride, pointer<T>(grad_features), grad_features_stride,
-                                              accumulate},
-                                             threads);
+          kernels().of<T>().extreme_backward(
+              {by_source, dim, pointer<const T>(features), features_stride, pointer<const T>(value), value_stride,
+               pointer<const T>(share), share_stride, pointer<T>(grad_features), grad_features_stride, accumulate},
+              threads);
         });
       },
       py::arg("is_double"), py::arg("by_source"), py::arg("dim"), py::arg("features"), py::arg("features_stride"),

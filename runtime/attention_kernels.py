@@ -1,7 +1,7 @@
 """Attention and extremes over neighbours that come block by block: checked wrappers, as :mod:`halocast.runtime.kernels`.
 
 A rank's rows meet their neighbours in blocks: its own part, then one remote part after another, each forgotten before
-the next comes (SAR: H. Mostafa, MLSys 2022, section 3). What is kept for a row does not grow with its neighbours:
+the next comes (SAR: H. Mostafa, MLSys 2022). What is kept for a row does not grow with its neighbours:
 
     attention   state = AttentionState.start(...); attend(...) for each block; out = finish_attention(state)
                 packed = pack_targets(...); attend_backward(...) for each block, fetched again
