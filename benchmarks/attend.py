@@ -101,7 +101,7 @@ def peak_bytes(run: Step) -> int | None:
         return None
     before = status_bytes("VmRSS")
     run()
-    return status_bytes("VmHWM") - before
+    return max(0, status_bytes("VmHWM") - before)
 
 
 def status_bytes(key: str) -> int:
