@@ -66,7 +66,7 @@ class Case:
         """The kernel alone: nobody waits for what it finds."""
         layout, stream = self.layout, self.stream
         kernels.native().pack_cuda(
-            *kernels._place(self.rows), False, kernels._address(index), self.wire.data_ptr(), self.wire.numel(),
+            *kernels.place(self.rows), False, kernels.address(index), self.wire.data_ptr(), self.wire.numel(),
             layout.widths.data_ptr(), layout.offsets.data_ptr(), len(layout), layout.dim, layout.one_sided,
             layout.rounding.code, stream.seed, stream.epoch, stream.tag, self.nodes.data_ptr(),
             layout.headers.data_ptr(), layout.header_offsets.data_ptr(), len(layout.peers), 0,
@@ -78,7 +78,7 @@ class Case:
         kernels.native().unpack_cuda(
             self.wire.data_ptr(), self.wire.numel(), layout.widths.data_ptr(), layout.offsets.data_ptr(), len(layout),
             layout.dim, layout.one_sided, layout.rounding.code, stream.seed, stream.epoch, stream.tag,
-            self.nodes.data_ptr(), *kernels._place(self.copy), False, kernels._address(index), accumulate,
+            self.nodes.data_ptr(), *kernels.place(self.copy), False, kernels.address(index), accumulate,
             self.first_bad.data_ptr(), torch.cuda.current_stream().cuda_stream,
         )  # fmt: skip
 

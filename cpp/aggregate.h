@@ -1,8 +1,8 @@
 // Sparse rows times a dense matrix; the sums of a row stay in registers.
 #pragma once
 
+#include "balance.h"
 #include "kernels.h"
-#include "parallel.h"
 #include "simd.h"
 
 namespace halocast::HALOCAST_ISA {
@@ -13,12 +13,6 @@ template <int Vectors>
 constexpr std::int64_t prefetch_distance = Vectors * vector_bytes <= 128   ? 32
                                            : Vectors * vector_bytes <= 512 ? 16
                                                                            : 8;
-
-// Rows cost this many edges on top of their own: start-up, scaling and storing.
-constexpr std::int64_t row_cost = 4;
-
-constexpr std::int64_t min_chunk_floats = 1 << 15;
-constexpr std::int64_t chunks_per_thread = 32;
 
 // Adds one edge's row of `Vectors` registers, the last of them `tail` lanes wide.
 template <class T, int Vectors, bool Tail, bool Weighted>
@@ -121,44 +115,13 @@ void aggregate_rows(const Aggregate<T>& a, std::int64_t first, std::int64_t last
   }
 }
 
-// First row at which the work before it (edges, and row_cost for each row) reaches `work`. If begin does not ascend,
-// chunks are less even but still cover each row once: the search takes the same path for the same rows whatever `work`
-// is.
-template <class T>
-std::int64_t row_at(const Aggregate<T>& a, std::int64_t work) {
-  std::int64_t low = a.first_row;
-  std::int64_t high = a.last_row;
-  while (low < high) {
-    const std::int64_t middle = low + (high - low) / 2;
-    if (a.begin[middle] - a.begin[a.first_row] + (middle - a.first_row) * row_cost < work)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
-}
-
 template <class T>
 void aggregate(const Aggregate<T>& a, int threads) {
-  const std::int64_t rows = a.last_row - a.first_row;
-  if (rows <= 0 || a.dim <= 0) return;
-  const std::int64_t work = a.begin[a.last_row - 1] - a.begin[a.first_row] + rows * row_cost;
-  std::int64_t chunks = threads > 1 ? work * a.dim / min_chunk_floats + 1 : 1;
-  if (chunks > threads * chunks_per_thread) chunks = threads * chunks_per_thread;
-  if (chunks > rows) chunks = rows;
-  if (chunks < 1) chunks = 1;
-  const auto boundary = [&](std::int64_t chunk) {
-    if (chunk == 0) return a.first_row;
-    return chunk == chunks ? a.last_row : row_at(a, work / chunks * chunk);
-  };
-  parallel_for(chunks, threads, [&](std::int64_t chunk) {
-    const std::int64_t first = boundary(chunk);
-    const std::int64_t last = boundary(chunk + 1);
-    std::int64_t last_edge = -1;
-    for (std::int64_t row = last - 1; row >= first && last_edge < 0; --row)
-      if (a.end[row] > a.begin[row]) last_edge = a.end[row] - 1;
-    aggregate_rows(a, first, last, last_edge);
-  });
+  if (a.dim <= 0) return;
+  for_balanced_rows(a.begin, a.end, a.first_row, a.last_row, a.dim, threads,
+                    [&](std::int64_t first, std::int64_t last, std::int64_t last_edge) {
+                      aggregate_rows(a, first, last, last_edge);
+                    });
 }
 
 }  // namespace

@@ -4,8 +4,11 @@
 #include "kernels.h"
 
 #include "aggregate.h"
+#include "attend.h"
+#include "attend_backward.h"
 #include "columns.h"
 #include "epilogue.h"
+#include "extreme.h"
 #include "loss.h"
 #include "philox.h"
 #include "rows.h"
@@ -36,7 +39,13 @@ constexpr TypedKernels<T> typed() {
           scatter_add_rows<T, std::int32_t>,
           scatter_add_rows<T, std::int64_t>,
           cross_entropy<T>,
-          bce<T>};
+          bce<T>,
+          attend_forward<T>,
+          attend_finish<T>,
+          attend_pack<T>,
+          attend_backward<T>,
+          extreme_forward<T>,
+          extreme_backward<T>};
 }
 
 }  // namespace

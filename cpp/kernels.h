@@ -126,6 +126,131 @@ struct Loss {
   std::uint8_t* listed;
 };
 
+// One block of a structure by rows: entries begin[row] <= e < end[row] of index, which names the other end.
+struct BlockRows {
+  const std::int64_t* begin;
+  const std::int64_t* end;
+  const std::int32_t* index;
+  std::int64_t rows;
+};
+
+// What attention reads; see attend.h for the formulas. dim is that of one head; dropout.nodes are those of the targets.
+// GAT: source_logit [sources, heads], target_logit [targets, heads] and, if given, edge_logit [entries, heads].
+// GATv2 (weight is given): target [targets, heads * dim] and weight [heads * dim].
+template <class T>
+struct Attention {
+  std::int64_t heads;
+  std::int64_t dim;
+  T slope;
+  const T* z;
+  std::int64_t z_stride;
+  const T* source_logit;
+  std::int64_t source_logit_stride;
+  const T* target_logit;
+  std::int64_t target_logit_stride;
+  const T* edge_logit;
+  const T* target;
+  std::int64_t target_stride;
+  const T* weight;
+  Dropout dropout;
+  const std::int64_t* source_nodes;
+};
+
+// Merges a block into maximum and sum [targets, heads] and out [targets, heads * dim].
+template <class T>
+struct AttendForward {
+  Attention<T> attention;
+  BlockRows by_target;
+  T* maximum;
+  T* sum;
+  T* out;
+  std::int64_t out_stride;
+};
+
+// out[i,h,:] /= sum[i,h]; zero where that is zero.
+template <class T>
+struct AttendFinish {
+  std::int64_t rows;
+  std::int64_t heads;
+  std::int64_t dim;
+  const T* sum;
+  T* out;
+  std::int64_t out_stride;
+};
+
+// packed[i] = (target logits | maxima | 1 / sums | products of out and its gradient), [rows, 4 * heads].
+template <class T>
+struct AttendPack {
+  std::int64_t rows;
+  std::int64_t heads;
+  std::int64_t dim;
+  const T* target_logit;
+  std::int64_t target_logit_stride;
+  const T* maximum;
+  const T* sum;
+  const T* out;
+  std::int64_t out_stride;
+  const T* grad;
+  std::int64_t grad_stride;
+  T* packed;
+};
+
+// Gradients of one block. Those of sources are written, or added if accumulate; those of targets and of weight are
+// added; those of edge logits are written. by_source names targets, and entry[e] is the place of its entry e in
+// edge_logit. workspace: see attend_workspace.
+template <class T>
+struct AttendBackward {
+  Attention<T> attention;
+  BlockRows by_target;
+  BlockRows by_source;
+  const std::int64_t* entry;
+  const T* packed;
+  const T* grad;
+  std::int64_t grad_stride;
+  bool accumulate;
+  T* grad_z;
+  std::int64_t grad_z_stride;
+  T* grad_source_logit;
+  std::int64_t grad_source_logit_stride;
+  T* grad_target_logit;
+  std::int64_t grad_target_logit_stride;
+  T* grad_edge_logit;
+  T* grad_target;
+  std::int64_t grad_target_stride;
+  T* grad_weight;
+  double* workspace;
+};
+
+// value[i,c] = the extreme of value[i,c] and the block's in[index[e],c]; ties[i,c] counts the neighbours that have it.
+template <class T>
+struct ExtremeForward {
+  BlockRows by_target;
+  bool minimum;
+  std::int64_t dim;
+  const T* in;
+  std::int64_t in_stride;
+  T* value;
+  std::int64_t value_stride;
+  T* ties;
+  std::int64_t ties_stride;
+};
+
+// grad_in[j,c] (+)= the sum of share[i,c] over the entries of j in by_source with in[j,c] == value[i,c].
+template <class T>
+struct ExtremeBackward {
+  BlockRows by_source;
+  std::int64_t dim;
+  const T* in;
+  std::int64_t in_stride;
+  const T* value;
+  std::int64_t value_stride;
+  const T* share;
+  std::int64_t share_stride;
+  T* grad_in;
+  std::int64_t grad_in_stride;
+  bool accumulate;
+};
+
 // Rows summed as one unit: fixed, so that no sum depends on the number of threads. (Internal linkage: see kernels.cpp.)
 constexpr std::int64_t row_block = 1024;
 
@@ -134,6 +259,20 @@ static inline std::int64_t row_blocks(std::int64_t rows) { return (rows + row_bl
 // Doubles that the column sums of so many vectors [dim] need: for each block a double and a T accumulator per column.
 static inline std::int64_t column_workspace(std::int64_t rows, std::int64_t dim, int vectors) {
   return row_blocks(rows) * dim * vectors * 2;
+}
+
+// Heads that attention has at most: what a row's logits take on the stack.
+constexpr std::int64_t most_heads = 64;
+
+// Chunks of sources whose gradients of target logits are summed apart: fixed, as row_block is.
+constexpr std::int64_t attend_chunks = 8;
+
+// Doubles that AttendBackward needs.
+template <class T>
+static inline std::int64_t attend_workspace(const AttendBackward<T>& b) {
+  const std::int64_t heads = b.attention.heads;
+  if (b.attention.weight != nullptr) return column_workspace(b.by_target.rows, heads * b.attention.dim, 1);
+  return attend_chunks * b.by_target.rows * heads * static_cast<std::int64_t>(sizeof(T)) / 8 + 1;
 }
 
 template <class T>
@@ -149,6 +288,12 @@ struct TypedKernels {
   // Return the first listed row whose target is not a class, or -1; the gradient is then unspecified.
   std::int64_t (*cross_entropy)(const Loss<T, std::int64_t>&, int threads);
   void (*bce)(const Loss<T, std::uint8_t>&, int threads);
+  void (*attend_forward)(const AttendForward<T>&, int threads);
+  void (*attend_finish)(const AttendFinish<T>&, int threads);
+  void (*attend_pack)(const AttendPack<T>&, int threads);
+  void (*attend_backward)(const AttendBackward<T>&, int threads);
+  void (*extreme_forward)(const ExtremeForward<T>&, int threads);
+  void (*extreme_backward)(const ExtremeBackward<T>&, int threads);
 };
 
 struct KernelTable {

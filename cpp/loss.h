@@ -5,35 +5,11 @@
 #include <cstring>
 
 #include "epilogue.h"
+#include "exponential.h"
 #include "kernels.h"
 
 namespace halocast::HALOCAST_ISA {
 namespace {
-
-// e^x for x <= 0 (NaN stays), within 2 units in the last place; written so that the compiler vectorises it.
-// x = n ln 2 + r, e^r by a polynomial on |r| <= ln 2 / 2 (Cephes expf), then n into the exponent bits.
-inline float exp_nonpositive(float x) {
-  constexpr float lowest = -87.0f;           // e^x below is less than the smallest normal number: 0
-  constexpr float round_magic = 12582912.f;  // 1.5 · 2^23: adding it rounds to an integer in the low bits
-  const float clamped = x < lowest ? lowest : x;
-  const float shifted = clamped * 1.44269504088896341f + round_magic;
-  const float n = shifted - round_magic;
-  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  const float power = p * r * r + r + 1.0f;
-  std::int32_t bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  bits = static_cast<std::int32_t>(static_cast<std::uint32_t>(bits + 127) << 23);
-  float scale;
-  std::memcpy(&scale, &bits, sizeof scale);
-  return x < lowest ? 0.0f : power * scale;
-}
-inline double exp_nonpositive(double x) { return std::exp(x); }
 
 // log(1 + e) for 0 <= e <= 1: 2 atanh(s) with s = e / (2 + e) <= 1/3, by its series.
 inline float log1p_unit(float e) {

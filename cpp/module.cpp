@@ -9,6 +9,7 @@ PYBIND11_MODULE(_kernels, module) {
     throw pybind11::import_error(error.what());
   }
   halocast::register_aggregate(module);
+  halocast::register_attend(module);
   halocast::register_codec(module);
 #if defined(HALOCAST_CUDA)
   halocast::register_cuda(module);

@@ -51,18 +51,12 @@ struct PhiloxRow {
         tag(stream.tag | (static_cast<std::uint32_t>(global_node >> 32) & 0xffu)) {}
 };
 
-// Words of `philox_batch` blocks. The state sits in the low halves of the lanes; the high halves hold what earlier
-// products left, and are never read.
-inline void philox_blocks(const PhiloxRow& row, std::uint32_t block, std::uint32_t* words) {
+// Words of `philox_batch` blocks, from their counters, a block a lane. The state sits in the low halves of the lanes; the
+// high halves hold what earlier products left, and are never read.
+inline void philox_rounds_of(PhiloxState c0, PhiloxState c1, PhiloxState c2, PhiloxState c3, std::uint32_t key0,
+                             std::uint32_t key1, std::uint32_t* words) {
   const PhiloxState multiplier0 = PhiloxState{} + philox_multiplier_0;
   const PhiloxState multiplier1 = PhiloxState{} + philox_multiplier_1;
-  PhiloxState c0 = PhiloxState{} + block;
-  for (int lane = 0; lane < philox_batch; ++lane) c0[lane] += static_cast<std::uint64_t>(lane);
-  PhiloxState c1 = PhiloxState{} + row.node;
-  PhiloxState c2 = PhiloxState{} + row.epoch;
-  PhiloxState c3 = PhiloxState{} + row.tag;
-  std::uint32_t key0 = row.key0;
-  std::uint32_t key1 = row.key1;
   for (int round = 0; round < philox_rounds; ++round) {
     const PhiloxState product0 = multiply_low_halves(c0, multiplier0);
     const PhiloxState product1 = multiply_low_halves(c2, multiplier1);
@@ -77,6 +71,14 @@ inline void philox_blocks(const PhiloxRow& row, std::uint32_t block, std::uint32
   interleave((c0 & 0xffffffffu) | c1 << 32, (c2 & 0xffffffffu) | c3 << 32, lower, upper);
   std::memcpy(words, &lower, sizeof lower);
   std::memcpy(words + 2 * philox_batch, &upper, sizeof upper);
+}
+
+// Words of `philox_batch` consecutive blocks of a row.
+inline void philox_blocks(const PhiloxRow& row, std::uint32_t block, std::uint32_t* words) {
+  PhiloxState c0 = PhiloxState{} + block;
+  for (int lane = 0; lane < philox_batch; ++lane) c0[lane] += static_cast<std::uint64_t>(lane);
+  philox_rounds_of(c0, PhiloxState{} + row.node, PhiloxState{} + row.epoch, PhiloxState{} + row.tag, row.key0,
+                   row.key1, words);
 }
 
 // Words of a row are made this many at a time, on the stack.

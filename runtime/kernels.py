@@ -30,6 +30,7 @@ from halocast.runtime import kernels_torch
 
 PURPOSE_DROPOUT = 0
 PURPOSE_ROUNDING = 1
+PURPOSE_ATTENTION = 5
 
 _SEED_LIMIT = 1 << 64
 _WORD_LIMIT = 1 << 32
@@ -48,7 +49,8 @@ class Stream:
     direction: int = 0
     """0 forward, 1 backward; 0 to 15."""
     purpose: int = PURPOSE_DROPOUT
-    """0 dropout, 1 stochastic rounding, 2 a layer of the user's own, 3 random widths, 4 dropped messages; 0 to 15."""
+    """0 dropout, 1 stochastic rounding, 2 a layer of the user's own, 3 random widths, 4 dropped messages, 5 dropout of
+    attention; 0 to 15."""
 
     def __post_init__(self) -> None:
         limits = {"seed": _SEED_LIMIT, "epoch": _WORD_LIMIT, "layer": 1 << 16, "direction": 1 << 4, "purpose": 1 << 4}
@@ -137,26 +139,26 @@ def aggregate(
     ``[M]``. rows: first and past-last row, all by default; other rows of ``out`` are untouched. accumulate: add to
     ``out``. An empty neighbour list gives a row of zeros. inf and NaN pass through. Raises MisuseError on any mismatch.
     """
-    features = _matrix("aggregate", "features", features)
+    features = check_matrix("aggregate", "features", features)
     count, dim = begin.numel(), features.shape[1]
-    _vector("aggregate", "begin", begin, torch.int64, count, features.device)
-    _vector("aggregate", "end", end, torch.int64, count, features.device)
-    _vector("aggregate", "indices", indices, torch.int32, indices.numel(), features.device)
-    _optional("aggregate", "values", values, features, indices.numel())
-    _optional("aggregate", "row_scale", row_scale, features, count)
-    _optional("aggregate", "column_scale", column_scale, features, features.shape[0])
+    check_vector("aggregate", "begin", begin, torch.int64, count, features.device)
+    check_vector("aggregate", "end", end, torch.int64, count, features.device)
+    check_vector("aggregate", "indices", indices, torch.int32, indices.numel(), features.device)
+    check_optional("aggregate", "values", values, features, indices.numel())
+    check_optional("aggregate", "row_scale", row_scale, features, count)
+    check_optional("aggregate", "column_scale", column_scale, features, features.shape[0])
     first, last = rows if rows is not None else (0, count)
     if not 0 <= first <= last <= count:
         raise MisuseError(f"aggregate: rows ({first}, {last}) do not lie within the {count} rows of the structure")
     if out is None:
         out = features.new_zeros((count, dim))
-    _like("aggregate", "out", out, features, (count, dim))
-    if not _is_native(features):
+    check_like("aggregate", "out", out, features, (count, dim))
+    if not is_native(features):
         kernels_torch.aggregate(begin, end, indices, features, out, values, row_scale, column_scale, (first, last), accumulate)
         return out
     native().aggregate(
-        features.dtype == torch.float64, begin.data_ptr(), end.data_ptr(), indices.data_ptr(), _address(values),
-        _address(row_scale), _address(column_scale), *_place(features), *_place(out), first, last, dim,
+        features.dtype == torch.float64, begin.data_ptr(), end.data_ptr(), indices.data_ptr(), address(values),
+        address(row_scale), address(column_scale), *place(features), *place(out), first, last, dim,
         accumulate, torch.get_num_threads(),
     )  # fmt: skip
     return out
@@ -180,21 +182,21 @@ def epilogue_forward(
     ``nodes[a:b]``. Returns ``out``.
     """
     name = "epilogue_forward"
-    z = _matrix(name, "z", z)
+    z = check_matrix(name, "z", z)
     count, dim = z.shape
-    _like(name, "out", out, z, (count, dim))
-    _optional(name, "bias", bias, z, dim)
+    check_like(name, "out", out, z, (count, dim))
+    check_optional(name, "bias", bias, z, dim)
     _check_normalization(name, normalization, z)
     _check_nodes(name, dropout, nodes, z)
-    if not _is_native(z):
+    if not is_native(z):
         kernels_torch.epilogue_forward(z, out, bias, normalization, relu, dropout, nodes)
         return out
     norm = normalization
     native().epilogue_forward(
-        z.dtype == torch.float64, *_place(z), *_place(out), count, dim, _address(bias),
-        _address(norm.gamma if norm else None), _address(norm.beta if norm else None),
-        _address(norm.mean if norm else None), _address(norm.rstd if norm else None), norm.eps if norm else 0.0,
-        relu, *_dropout_words(dropout), _address(nodes), torch.get_num_threads(),
+        z.dtype == torch.float64, *place(z), *place(out), count, dim, address(bias),
+        address(norm.gamma if norm else None), address(norm.beta if norm else None),
+        address(norm.mean if norm else None), address(norm.rstd if norm else None), norm.eps if norm else 0.0,
+        relu, *dropout_words(dropout), address(nodes), torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -220,47 +222,47 @@ def epilogue_backward(
     ``grad``.
     """
     name = "epilogue_backward"
-    grad = _matrix(name, "grad", grad)
+    grad = check_matrix(name, "grad", grad)
     count, dim = grad.shape
     gradients = gradients or EpilogueGradients()
     if relu:
-        _like(name, "out (the saved output, needed with relu)", out, grad, (count, dim))
+        check_like(name, "out (the saved output, needed with relu)", out, grad, (count, dim))
     else:
         _check_nodes(name, dropout, nodes, grad)
-    _optional(name, "bias", bias, grad, dim)
+    check_optional(name, "bias", bias, grad, dim)
     if normalization is not None:
-        _like(name, "z (needed with a normalization)", z, grad, (count, dim))
+        check_like(name, "z (needed with a normalization)", z, grad, (count, dim))
     elif gradients.gamma is not None or gradients.beta is not None:
         raise MisuseError(f"{name}: gradients for gamma or beta need a normalization")
     _check_normalization(name, normalization, grad)
     for label in ("bias", "gamma", "beta"):
-        _optional(name, f"gradients.{label}", getattr(gradients, label), grad, dim)
-    if not _is_native(grad):
+        check_optional(name, f"gradients.{label}", getattr(gradients, label), grad, dim)
+    if not is_native(grad):
         kernels_torch.epilogue_backward(grad, out, z, bias, normalization, relu, dropout, nodes, gradients)
         return grad
     norm = normalization
     native().epilogue_backward(
-        grad.dtype == torch.float64, *_place(grad), *_place(out if relu else None), *_place(z if norm else None), count,
-        dim, _address(bias), _address(norm.gamma if norm else None), _address(norm.mean if norm else None),
-        _address(norm.rstd if norm else None), *_dropout_words(dropout), _address(nodes), _address(gradients.bias),
-        _address(gradients.gamma), _address(gradients.beta), gradients.accumulate, torch.get_num_threads(),
+        grad.dtype == torch.float64, *place(grad), *place(out if relu else None), *place(z if norm else None), count,
+        dim, address(bias), address(norm.gamma if norm else None), address(norm.mean if norm else None),
+        address(norm.rstd if norm else None), *dropout_words(dropout), address(nodes), address(gradients.bias),
+        address(gradients.gamma), address(gradients.beta), gradients.accumulate, torch.get_num_threads(),
     )  # fmt: skip
     return grad
 
 
 def gather_rows(source: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
     """Copy ``out[k] = source[index[k]]``. source ``[M, dim]``; index int64 or int32 ``[K]``; out ``[K, dim]``."""
-    source = _matrix("gather_rows", "source", source)
+    source = check_matrix("gather_rows", "source", source)
     _row_index("gather_rows", index, source)
     shape = (index.numel(), source.shape[1])
     if out is None:
         out = source.new_empty(shape)
-    _like("gather_rows", "out", out, source, shape)
-    if not _is_native(source):
+    check_like("gather_rows", "out", out, source, shape)
+    if not is_native(source):
         return out.copy_(source.index_select(0, index))
     native().gather_rows(
-        source.dtype == torch.float64, index.dtype == torch.int64, *_place(source), index.data_ptr(),
-        index.numel(), shape[1], *_place(out), torch.get_num_threads(),
+        source.dtype == torch.float64, index.dtype == torch.int64, *place(source), index.data_ptr(),
+        index.numel(), shape[1], *place(out), torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -269,32 +271,32 @@ def scatter_add_rows(source: Tensor, index: Tensor, out: Tensor) -> Tensor:
     """Add ``out[index[k]] += source[k]``. source ``[K, dim]``; index int64 or int32 ``[K]``, trusted, *without
     repeats*.
     """
-    source = _matrix("scatter_add_rows", "source", source)
+    source = check_matrix("scatter_add_rows", "source", source)
     _row_index("scatter_add_rows", index, source)
     if index.numel() != source.shape[0]:
         raise MisuseError(f"scatter_add_rows: index has {index.numel()} entries for the {source.shape[0]} rows of source")
-    _like("scatter_add_rows", "out", out, source, (out.shape[0] if out.dim() == 2 else -1, source.shape[1]))
-    if not _is_native(source):
+    check_like("scatter_add_rows", "out", out, source, (out.shape[0] if out.dim() == 2 else -1, source.shape[1]))
+    if not is_native(source):
         return out.index_add_(0, index, source)
     native().scatter_add_rows(
-        source.dtype == torch.float64, index.dtype == torch.int64, *_place(source), index.data_ptr(),
-        index.numel(), source.shape[1], *_place(out), torch.get_num_threads(),
+        source.dtype == torch.float64, index.dtype == torch.int64, *place(source), index.data_ptr(),
+        index.numel(), source.shape[1], *place(out), torch.get_num_threads(),
     )  # fmt: skip
     return out
 
 
 def column_sum(source: Tensor, out: Tensor | None = None, *, accumulate: bool = False) -> Tensor:
     """Sum over rows, ``out[j] (+)= Σ_i source[i, j]``, in blocks of 1,024. source ``[rows, dim]``; out ``[dim]``."""
-    source = _matrix("column_sum", "source", source)
+    source = check_matrix("column_sum", "source", source)
     count, dim = source.shape
     if out is None:
         out = source.new_zeros(dim)
-    _optional("column_sum", "out", out, source, dim)
-    if not _is_native(source):
+    check_optional("column_sum", "out", out, source, dim)
+    if not is_native(source):
         total = source.sum(0)
         return out.add_(total) if accumulate else out.copy_(total)
     native().column_sum(
-        source.dtype == torch.float64, *_place(source), count, dim, out.data_ptr(), accumulate,
+        source.dtype == torch.float64, *place(source), count, dim, out.data_ptr(), accumulate,
         torch.get_num_threads(),
     )  # fmt: skip
     return out
@@ -309,18 +311,18 @@ def cross_entropy(logits: Tensor, targets: Tensor, rows: Tensor, grad: Tensor, *
     a target outside the classes, naming the row.
     """
     name = "cross_entropy"
-    logits = _matrix(name, "logits", logits)
+    logits = check_matrix(name, "logits", logits)
     count, classes = logits.shape
-    _like(name, "grad", grad, logits, (count, classes))
-    _vector(name, "targets", targets, torch.int64, count, logits.device)
-    _vector(name, "rows", rows, torch.int64, rows.numel(), logits.device)
+    check_like(name, "grad", grad, logits, (count, classes))
+    check_vector(name, "targets", targets, torch.int64, count, logits.device)
+    check_vector(name, "rows", rows, torch.int64, rows.numel(), logits.device)
     if classes == 0 and rows.numel() > 0:
         raise MisuseError(f"{name}: logits have no columns; give at least one class")
-    if _is_native(logits):
+    if is_native(logits):
         with _listed_rows(name, rows, count):
             total, offender = native().cross_entropy(
-                logits.dtype == torch.float64, *_place(logits), targets.data_ptr(), rows.data_ptr(),
-                rows.numel(), count, classes, *_place(grad), scale, torch.get_num_threads(),
+                logits.dtype == torch.float64, *place(logits), targets.data_ptr(), rows.data_ptr(),
+                rows.numel(), count, classes, *place(grad), scale, torch.get_num_threads(),
             )  # fmt: skip
     else:
         total, offender = kernels_torch.cross_entropy(logits, targets, rows, grad, scale)
@@ -340,9 +342,9 @@ def bce(logits: Tensor, targets: Tensor, rows: Tensor, grad: Tensor, *, scale: f
     elsewhere.
     """
     name = "bce"
-    logits = _matrix(name, "logits", logits)
+    logits = check_matrix(name, "logits", logits)
     count, classes = logits.shape
-    _like(name, "grad", grad, logits, (count, classes))
+    check_like(name, "grad", grad, logits, (count, classes))
     if targets.dtype != torch.uint8 or targets.shape != logits.shape or targets.device != logits.device:
         raise MisuseError(
             f"{name}: targets must be uint8 {[count, classes]} on {logits.device}, "
@@ -350,13 +352,13 @@ def bce(logits: Tensor, targets: Tensor, rows: Tensor, grad: Tensor, *, scale: f
         )
     if not targets.is_contiguous():
         raise MisuseError(f"{name}: targets must be contiguous; call .contiguous() once when they are loaded")
-    _vector(name, "rows", rows, torch.int64, rows.numel(), logits.device)
-    if not _is_native(logits):
+    check_vector(name, "rows", rows, torch.int64, rows.numel(), logits.device)
+    if not is_native(logits):
         return kernels_torch.bce(logits, targets, rows, grad, scale)
     with _listed_rows(name, rows, count):
         total = native().bce(
-            logits.dtype == torch.float64, *_place(logits), targets.data_ptr(), rows.data_ptr(),
-            rows.numel(), count, classes, *_place(grad), scale, torch.get_num_threads(),
+            logits.dtype == torch.float64, *place(logits), targets.data_ptr(), rows.data_ptr(),
+            rows.numel(), count, classes, *place(grad), scale, torch.get_num_threads(),
         )  # fmt: skip
     return float(total)
 
@@ -368,10 +370,10 @@ def philox(stream: Stream, nodes: Tensor, dim: int) -> Tensor:
     epoch, tag | (node >> 32 & 0xff)), where node is ``nodes[i]`` (int64 ``[rows]``, below 2^40). Source: J. Salmon et
     al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011).
     """
-    _vector("philox", "nodes", nodes, torch.int64, nodes.numel(), nodes.device)
+    check_vector("philox", "nodes", nodes, torch.int64, nodes.numel(), nodes.device)
     if dim < 0:
         raise MisuseError(f"philox: dim {dim} is negative")
-    if not _is_native(nodes):
+    if not is_native(nodes):
         return kernels_torch.philox(stream, nodes, dim)
     out = torch.empty((nodes.numel(), dim), dtype=torch.int64)
     native().philox(
@@ -408,7 +410,7 @@ def advise_huge_pages(tensor: Tensor) -> bool:
     Aggregation reads rows all over its input, and with 4 KB pages looking up their addresses costs up to a quarter of
     its time. Returns False, having changed nothing, for other devices and where the system does not offer such pages.
     """
-    if not _is_native(tensor):
+    if not is_native(tensor):
         return False
     return bool(native().advise_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size()))
 
@@ -476,20 +478,22 @@ def _loaded_openmp() -> str | None:
     return paths[0] if paths else None
 
 
-def _is_native(tensor: Tensor) -> bool:
+def is_native(tensor: Tensor) -> bool:
+    """Whether the native module works on this tensor; otherwise plain torch operations do."""
     return tensor.device.type == "cpu" and why_not_native() is None
 
 
-def _address(tensor: Tensor | None) -> int:
+def address(tensor: Tensor | None) -> int:
+    """Where the native module finds a tensor; 0 leaves it out."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _place(matrix: Tensor | None) -> tuple[int, int]:
+def place(matrix: Tensor | None) -> tuple[int, int]:
     """(address, row stride in elements)."""
     return (0, 0) if matrix is None else (matrix.data_ptr(), matrix.stride(0))
 
 
-def _dropout_words(dropout: Dropout | None) -> tuple[int, float, int, int, int]:
+def dropout_words(dropout: Dropout | None) -> tuple[int, float, int, int, int]:
     """(threshold, scale, seed, epoch, tag) as the native module takes them; a threshold of 0 keeps everything."""
     if dropout is None:
         return 0, 1.0, 0, 0, 0
@@ -500,7 +504,7 @@ def _kind(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _matrix(where: str, what: str, tensor: Tensor) -> Tensor:
+def check_matrix(where: str, what: str, tensor: Tensor) -> Tensor:
     """Check a matrix that sets the dtype and device of a call."""
     if tensor.dtype not in (torch.float32, torch.float64):
         raise MisuseError(f"{where}: {what} is {_kind(tensor.dtype)}; allowed: float32, float64")
@@ -511,7 +515,7 @@ def _matrix(where: str, what: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _like(where: str, what: str, tensor: Tensor | None, pattern: Tensor, shape: tuple[int, int]) -> None:
+def check_like(where: str, what: str, tensor: Tensor | None, pattern: Tensor, shape: tuple[int, int]) -> None:
     """Check a matrix against the one that sets the call's dtype and device."""
     if tensor is None:
         raise MisuseError(f"{where}: {what} is missing; a {_kind(pattern.dtype)} matrix {list(shape)} is needed")
@@ -526,7 +530,8 @@ def _like(where: str, what: str, tensor: Tensor | None, pattern: Tensor, shape: 
         raise MisuseError(f"{where}: {what} has overlapping rows (expanded?); give it memory of its own")
 
 
-def _vector(where: str, what: str, tensor: Tensor, dtype: torch.dtype, count: int, device: torch.device) -> None:
+def check_vector(where: str, what: str, tensor: Tensor, dtype: torch.dtype, count: int, device: torch.device) -> None:
+    """Check a contiguous vector."""
     if tensor.dtype != dtype or tensor.device != device or tuple(tensor.shape) != (count,):
         raise MisuseError(
             f"{where}: {what} must be {_kind(dtype)} [{count}] on {device}, "
@@ -536,15 +541,16 @@ def _vector(where: str, what: str, tensor: Tensor, dtype: torch.dtype, count: in
         raise MisuseError(f"{where}: {what} is not contiguous; call .contiguous() first")
 
 
-def _optional(where: str, what: str, tensor: Tensor | None, pattern: Tensor, count: int) -> None:
+def check_optional(where: str, what: str, tensor: Tensor | None, pattern: Tensor, count: int) -> None:
+    """Check a vector that may be left out against the matrix that sets the call's dtype and device."""
     if tensor is not None:
-        _vector(where, what, tensor, pattern.dtype, count, pattern.device)
+        check_vector(where, what, tensor, pattern.dtype, count, pattern.device)
 
 
 def _row_index(where: str, index: Tensor, pattern: Tensor) -> None:
     if index.dtype not in (torch.int32, torch.int64):
         raise MisuseError(f"{where}: index is {_kind(index.dtype)}; allowed: int32, int64")
-    _vector(where, "index", index, index.dtype, index.numel(), pattern.device)
+    check_vector(where, "index", index, index.dtype, index.numel(), pattern.device)
 
 
 @contextlib.contextmanager
@@ -564,7 +570,7 @@ def _check_normalization(where: str, norm: Normalization | None, pattern: Tensor
         return
     count, dim = pattern.shape
     for what, length in (("gamma", dim), ("beta", dim), ("mean", count), ("rstd", count)):
-        _vector(where, f"normalization.{what}", getattr(norm, what), pattern.dtype, length, pattern.device)
+        check_vector(where, f"normalization.{what}", getattr(norm, what), pattern.dtype, length, pattern.device)
 
 
 def _check_nodes(where: str, dropout: Dropout | None, nodes: Tensor | None, pattern: Tensor) -> None:
@@ -572,4 +578,4 @@ def _check_nodes(where: str, dropout: Dropout | None, nodes: Tensor | None, patt
         return
     if nodes is None:
         raise MisuseError(f"{where}: dropout needs nodes, the int64 global node of each of the {pattern.shape[0]} rows")
-    _vector(where, "nodes", nodes, torch.int64, pattern.shape[0], pattern.device)
+    check_vector(where, "nodes", nodes, torch.int64, pattern.shape[0], pattern.device)

@@ -79,13 +79,22 @@ def philox(stream: Stream, nodes: Tensor, dim: int) -> Tensor:
 
 
 def _philox_blocks(stream: Stream, nodes: Tensor, blocks: Tensor) -> Tensor:
-    """Words of some blocks, ``[rows, 4 · blocks]``. 32-bit words live in int64; products go in 16-bit halves to fit."""
+    """Words of the same blocks of each node, ``[rows, 4 · blocks]``."""
     shape = (nodes.numel(), blocks.numel())
+    return philox_blocks(stream, nodes[:, None].expand(shape), blocks.expand(shape)).flatten(1)
+
+
+def philox_blocks(stream: Stream, nodes: Tensor, blocks: Tensor) -> Tensor:
+    """The four words of block ``blocks[i, j]`` of node ``nodes[i, j]``, ``[rows, columns, 4]``.
+
+    32-bit words live in int64; products go in 16-bit halves to fit.
+    """
+    shape = nodes.shape
     state = [
-        blocks.expand(shape),
-        (nodes & _WORD)[:, None].expand(shape),
+        blocks,
+        nodes & _WORD,
         torch.full(shape, stream.epoch, device=nodes.device),
-        (stream.tag | (nodes >> 32 & 0xFF))[:, None].expand(shape),
+        stream.tag | (nodes >> 32 & 0xFF),
     ]
     keys = [stream.seed & _WORD, stream.seed >> 32]
     for _ in range(_ROUNDS):
@@ -93,7 +102,7 @@ def _philox_blocks(stream: Stream, nodes: Tensor, blocks: Tensor) -> Tensor:
         high1, low1 = _multiply(state[2], _MULTIPLIERS[1])
         state = [high1 ^ state[1] ^ keys[0], low1, high0 ^ state[3] ^ keys[1], low0]
         keys = [(key + step) & _WORD for key, step in zip(keys, _WEYL, strict=True)]
-    return torch.stack(state, dim=2).flatten(1)
+    return torch.stack(state, dim=2)
 
 
 def _multiply(word: Tensor, constant: int) -> tuple[Tensor, Tensor]:

@@ -242,13 +242,13 @@ def pack(
             raise MisuseError(f"pack: rows has {rows.shape[0]} rows, the layout {len(layout)}; give an index to choose some")
     else:
         kernels._row_index("pack", index, rows)
-        kernels._vector("pack", "index", index, index.dtype, len(layout), rows.device)
+        kernels.check_vector("pack", "index", index, index.dtype, len(layout), rows.device)
     _check_wire("pack", wire, rows)
     if wire.numel() < layout.bytes:
         raise MisuseError(f"pack: wire has {wire.numel()} bytes, the layout needs {layout.bytes}")
     _check_stream("pack", stream)
-    kernels._vector("pack", "nodes", nodes, torch.int64, len(layout), rows.device)
-    kernels._optional("pack", "ranges", ranges, rows, len(layout))
+    kernels.check_vector("pack", "nodes", nodes, torch.int64, len(layout), rows.device)
+    kernels.check_optional("pack", "ranges", ranges, rows, len(layout))
     offender = _pack(rows, wire, layout, layout.headers, layout.header_offsets, stream, nodes, index, ranges)
     if offender >= 0:
         row = rows[offender if index is None else int(index[offender])]
@@ -287,12 +287,12 @@ def unpack(
             raise MisuseError(f"unpack: out has {out.shape[0]} rows for the {count} of peer {peer}")
     else:
         kernels._row_index("unpack", index, out)
-        kernels._vector("unpack", "index", index, index.dtype, count, out.device)
+        kernels.check_vector("unpack", "index", index, index.dtype, count, out.device)
     _check_wire("unpack", wire, out)
     _check_stream("unpack", stream)
-    kernels._vector("unpack", "nodes", nodes, torch.int64, count, out.device)
+    kernels.check_vector("unpack", "nodes", nodes, torch.int64, count, out.device)
     if factors is not None:
-        kernels._vector("unpack", "factors", factors, torch.float32, count, out.device)
+        kernels.check_vector("unpack", "factors", factors, torch.float32, count, out.device)
     _check_header(wire[message.segment], message.header, stream)
     if factors is None:
         offender = _unpack(wire, layout, message.rows, stream, nodes, out, index, accumulate)
@@ -324,10 +324,10 @@ def _pack(
         kernels.native().pack if where == "cpu" else functools.partial(_on_gpu, kernels.native().pack_cuda, wire, len(records))
     )
     offender: int = run(
-        *kernels._place(rows), _is_index64(index), kernels._address(index), wire.data_ptr(), wire.numel(),
+        *kernels.place(rows), _is_index64(index), kernels.address(index), wire.data_ptr(), wire.numel(),
         records.widths.data_ptr(), records.offsets.data_ptr(), len(records), records.dim, records.one_sided,
         records.rounding.code, stream.seed, stream.epoch, stream.tag, nodes.data_ptr(), headers.data_ptr(),
-        header_offsets.data_ptr(), header_offsets.numel(), kernels._address(ranges), torch.get_num_threads(),
+        header_offsets.data_ptr(), header_offsets.numel(), kernels.address(ranges), torch.get_num_threads(),
     )  # fmt: skip
     return offender
 
@@ -356,7 +356,7 @@ def _unpack(
     offender: int = run(
         wire.data_ptr(), wire.numel(), widths.data_ptr(), offsets.data_ptr(), widths.numel(), records.dim,
         records.one_sided, records.rounding.code, stream.seed, stream.epoch, stream.tag, nodes.data_ptr(),
-        *kernels._place(out), _is_index64(index), kernels._address(index), accumulate, torch.get_num_threads(),
+        *kernels.place(out), _is_index64(index), kernels.address(index), accumulate, torch.get_num_threads(),
     )  # fmt: skip
     return offender
 
@@ -392,7 +392,7 @@ def _implementation(tensor: Tensor) -> str | None:
     `pack_cuda` and `unpack_cuda` take what `pack` and `unpack` take, in the same order, with the address of the CUDA
     stream in the place of the number of threads; all addresses are the device's.
     """
-    if kernels._is_native(tensor):
+    if kernels.is_native(tensor):
         return "cpu"
     return "cuda" if tensor.device.type == "cuda" and kernels.has_cuda_codec() else None
 
@@ -453,7 +453,7 @@ def _check_layout(widths: Tensor, counts: Sequence[tuple[int, int]], dim: int, r
 def _check_rows(where: str, what: str, rows: Tensor, layout: Layout) -> None:
     if rows.dtype != torch.float32:
         raise MisuseError(f"{where}: {what} is {kernels._kind(rows.dtype)}; messages are made of float32")
-    kernels._matrix(where, what, rows)
+    kernels.check_matrix(where, what, rows)
     if rows.shape[1] != layout.dim:
         raise MisuseError(f"{where}: {what} has dim {rows.shape[1]}, the layout {layout.dim}")
     if rows.device != layout.offsets.device:
@@ -461,7 +461,7 @@ def _check_rows(where: str, what: str, rows: Tensor, layout: Layout) -> None:
 
 
 def _check_wire(where: str, wire: Tensor, pattern: Tensor) -> None:
-    kernels._vector(where, "wire", wire, torch.uint8, wire.numel(), pattern.device)
+    kernels.check_vector(where, "wire", wire, torch.uint8, wire.numel(), pattern.device)
 
 
 def _check_stream(where: str, stream: kernels.Stream) -> None:

@@ -76,6 +76,118 @@ def epilogue_backward(
     accumulate: bool,
     threads: int,
 ) -> None: ...
+
+class BlockRows:
+    """One block by rows; see cpp/kernels.h."""
+
+    def __init__(self, begin: int, end: int, index: int, rows: int) -> None: ...
+
+class Attention:
+    """What both passes of attention read; see cpp/kernels.h."""
+
+    def __init__(
+        self,
+        heads: int,
+        dim: int,
+        slope: float,
+        z: int,
+        z_stride: int,
+        source_logit: int,
+        source_logit_stride: int,
+        target_logit: int,
+        target_logit_stride: int,
+        edge_logit: int,
+        target: int,
+        target_stride: int,
+        weight: int,
+        threshold: int,
+        scale: float,
+        seed: int,
+        epoch: int,
+        tag: int,
+        target_nodes: int,
+        source_nodes: int,
+    ) -> None: ...
+
+def attend_forward(
+    is_double: bool,
+    attention: Attention,
+    by_target: BlockRows,
+    maximum: int,
+    sum: int,
+    out: int,
+    out_stride: int,
+    threads: int,
+) -> None: ...
+def attend_finish(
+    is_double: bool, rows: int, heads: int, dim: int, sum: int, out: int, out_stride: int, threads: int
+) -> None: ...
+def attend_pack(
+    is_double: bool,
+    rows: int,
+    heads: int,
+    dim: int,
+    target_logit: int,
+    target_logit_stride: int,
+    maximum: int,
+    sum: int,
+    out: int,
+    out_stride: int,
+    grad: int,
+    grad_stride: int,
+    packed: int,
+    threads: int,
+) -> None: ...
+def attend_backward(
+    is_double: bool,
+    attention: Attention,
+    by_target: BlockRows,
+    by_source: BlockRows,
+    entry: int,
+    packed: int,
+    grad: int,
+    grad_stride: int,
+    accumulate: bool,
+    grad_z: int,
+    grad_z_stride: int,
+    grad_source_logit: int,
+    grad_source_logit_stride: int,
+    grad_target_logit: int,
+    grad_target_logit_stride: int,
+    grad_edge_logit: int,
+    grad_target: int,
+    grad_target_stride: int,
+    grad_weight: int,
+    threads: int,
+) -> None: ...
+def extreme_forward(
+    is_double: bool,
+    by_target: BlockRows,
+    minimum: bool,
+    dim: int,
+    features: int,
+    features_stride: int,
+    value: int,
+    value_stride: int,
+    ties: int,
+    ties_stride: int,
+    threads: int,
+) -> None: ...
+def extreme_backward(
+    is_double: bool,
+    by_source: BlockRows,
+    dim: int,
+    features: int,
+    features_stride: int,
+    value: int,
+    value_stride: int,
+    share: int,
+    share_stride: int,
+    grad_features: int,
+    grad_features_stride: int,
+    accumulate: bool,
+    threads: int,
+) -> None: ...
 def gather_rows(
     is_double: bool,
     is_index64: bool,

@@ -18,7 +18,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     """Run the test once with each native path that can run here, and once with what other devices use."""
     before = kernels.isa()
     if request.param == "torch":
-        monkeypatch.setattr(kernels, "_is_native", lambda tensor: False)
+        monkeypatch.setattr(kernels, "is_native", lambda tensor: False)
     elif request.param in kernels.available_isas():
         kernels.set_isa(request.param)
     else:

@@ -76,10 +76,10 @@ class Kernels:
     ) -> int:
         first_bad = torch.full((1,), len(layout), device=self.device)
         result = self._run_pack(
-            *kernels._place(rows), index is not None and index.dtype == torch.int64, kernels._address(index),
+            *kernels.place(rows), index is not None and index.dtype == torch.int64, kernels.address(index),
             wire.data_ptr(), wire.numel(), layout.widths.data_ptr(), layout.offsets.data_ptr(), len(layout), layout.dim,
             layout.one_sided, layout.rounding.code, stream.seed, stream.epoch, stream.tag, nodes.data_ptr(),
-            layout.headers.data_ptr(), layout.header_offsets.data_ptr(), len(layout.peers), kernels._address(ranges),
+            layout.headers.data_ptr(), layout.header_offsets.data_ptr(), len(layout.peers), kernels.address(ranges),
             first_bad.data_ptr(), *self._last,
         )  # fmt: skip
         return self._found(result, first_bad, len(layout))
@@ -100,7 +100,7 @@ class Kernels:
         result = self._run_unpack(
             wire.data_ptr(), wire.numel(), widths.data_ptr(), offsets.data_ptr(), widths.numel(), layout.dim,
             layout.one_sided, layout.rounding.code, stream.seed, stream.epoch, stream.tag, nodes.data_ptr(),
-            *kernels._place(out), index is not None and index.dtype == torch.int64, kernels._address(index), accumulate,
+            *kernels.place(out), index is not None and index.dtype == torch.int64, kernels.address(index), accumulate,
             first_bad.data_ptr(), *self._last,
         )  # fmt: skip
         return self._found(result, first_bad, widths.numel())

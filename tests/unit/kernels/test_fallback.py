@@ -42,4 +42,4 @@ def test_doctor_and_every_run_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_native_kernels_are_what_the_tests_run_on() -> None:
     assert kernels.why_not_native() is None
-    assert kernels._is_native(torch.zeros(1))
+    assert kernels.is_native(torch.zeros(1))

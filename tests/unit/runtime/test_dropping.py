@@ -294,7 +294,7 @@ def test_other_devices_kernels_drop_and_decode_alike(tmp_path: Path, monkeypatch
     """What a GPU runs, run here."""
     lines = [Line(tmp_path / str(layer), layer, direction, nodes=60) for layer, direction in EXCHANGES]
     native = [[line.carry(epoch) for epoch in (0, 9)] for line in lines]
-    monkeypatch.setattr(kernels, "_is_native", lambda tensor: False)
+    monkeypatch.setattr(kernels, "is_native", lambda tensor: False)
     for line, expected in zip(lines, native, strict=True):
         for epoch, rows in zip((1, 0, 9), (None, *expected), strict=True):  # epoch 1: so that 0 is drawn again
             assert rows is None or np.array_equal(line.carry(epoch), rows)

@@ -79,7 +79,7 @@ def test_aggregated_features_that_stay_sparse(layer: str, tmp_path: Path, monkey
 @pytest.mark.parametrize("savings", [True, False])
 def test_the_kernels_of_other_devices(layer: str, savings: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU runs, run here: the pure-torch kernels instead of the native ones."""
-    monkeypatch.setattr("halocast.runtime.kernels._is_native", lambda tensor: False)
+    monkeypatch.setattr("halocast.runtime.kernels.is_native", lambda tensor: False)
     model = {"layer": layer, "layers": 3, "hidden": 8, "dropout": 0.4, "norm": "layer", "residual": True}
     exact = dict.fromkeys(SAVINGS, savings)
     assert_exact(random_case(3), tmp_path, 3, model=model, method={"exact": exact}, dtype="float64")
