@@ -57,8 +57,8 @@ def capacity_document(whatif: WhatIf, source: str) -> Document:
     return Document(
         kind="capacity",
         title=f"{manifest.graph.name}: what to train it on",
-        lead=f"{len(view.table):,} scenarios of training {manifest.graph.name} ({manifest.graph.nodes:,} nodes, "
-        f"{manifest.graph.edges:,} edges) for {manifest.epochs:,} epochs, forecast from {manifest.costs.path}",
+        lead=f"{len(view.table):,} scenarios of training {manifest.graph.name} ({graph_words(view)}) "
+        f"for {manifest.epochs:,} epochs, forecast from {manifest.costs.path}",
         verdict=verdict(view),
         sections=[section for section in sections if section.blocks],
         notes=notes(view),
@@ -78,6 +78,18 @@ def capacity_document(whatif: WhatIf, source: str) -> Document:
 
 
 # -- words ------------------------------------------------------------------------------------------------------
+
+
+def graph_words(view: View) -> str:
+    """``12,000,000 nodes, 95,181,000 edges: 1,000 times the measured graph``; of the task that the figures are of."""
+    graph = view.whatif.manifest.graph
+    if view.task.empty:
+        return f"{graph.nodes:,} nodes, {graph.edges:,} edges"
+    nodes, edges = (int(view.task[name].iloc[0]) for name in ("nodes", "edges"))
+    said = f"{nodes:,} nodes, {edges:,} edges"
+    if (nodes, edges) == (graph.nodes, graph.edges):
+        return said
+    return f"{said}, grown from the measured {graph.nodes:,} and {graph.edges:,}"
 
 
 def verdict(view: View) -> str:
@@ -137,6 +149,11 @@ def notes(view: View) -> list[str]:
     if manifest.sample is not None:
         found.append(
             f"A sample of {manifest.scenarios:,} scenarios, drawn at random with seed {manifest.seed}: the grid has more."
+        )
+    if view.has_tasks:
+        found.append(
+            f"The grid asks about more than one task (models, or how large the graph has grown). Verdict and figures are of "
+            f"the first, {len(view.task):,} scenarios; the others are in the questions and in the table of all scenarios."
         )
     if not view.priced:
         found.append("No prices were given: costs are left out, and training time is weighed against ranks.")
@@ -239,5 +256,6 @@ def answered(view: View, source: str) -> list[Block]:
         Basis.FORECAST,
         f"{source}/answers.json",
         currency=view.currency,
+        folded=True,
     )
     return [Questions(asked), table]

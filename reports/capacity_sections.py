@@ -137,14 +137,14 @@ def curves(shown: Sequence[Series], rows: str) -> Table:
         for _, row in series.rows.iterrows()
     ]
     caption = f"The curves; adding ranks stops paying below {written(STOPS_PAYING, 'percent')} efficiency"
-    return Table("scaling-rows", caption, columns, points, Basis.FORECAST, rows)
+    return Table("scaling-rows", caption, columns, points, Basis.FORECAST, rows, folded=True)
 
 
 def knees(found: Sequence[Knee], source: str) -> Table:
     """Where series fall below half their efficiency."""
     columns = [Column("series"), Column("ranks", "count"), Column("efficiency", "percent")]
     rows: list[list[Value]] = [[each.series, each.ranks, each.efficiency] for each in found]
-    return Table("knees", "Where adding ranks stops paying", columns, rows, Basis.FORECAST, source)
+    return Table("knees", "Where adding ranks stops paying", columns, rows, Basis.FORECAST, source, folded=True)
 
 
 def links(view: View) -> list[Block]:

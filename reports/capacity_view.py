@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from halocast.reports.document import Form, Value
+from halocast.simulator.whatif.points import TASK
 from halocast.simulator.whatif.table import front
 from halocast.words import byte_count, three_digits, time_span
 
@@ -108,15 +109,34 @@ class View:
         table["extrapolated"] = [list(each) if each is not None else [] for each in table["extrapolated"]]
         table["feasible"] = table["feasible"].fillna(False).astype(bool)
         if not self.whatif.manifest.finished:
+            table["on_front"] = False
             known = table["cost"] if table["cost"].notna().any() else table["ranks"]
-            seconds = table["training_seconds"].to_numpy(dtype=float)
-            table["on_front"] = front(seconds, known.to_numpy(dtype=float), table["feasible"].to_numpy(dtype=bool))
+            for _, rows in table.groupby(list(TASK), dropna=False):
+                values = (rows["training_seconds"], known[rows.index])
+                seconds, price = (each.to_numpy(dtype=float) for each in values)
+                table.loc[rows.index, "on_front"] = front(seconds, price, rows["feasible"].to_numpy(dtype=bool))
         return table
 
     @cached_property
+    def task(self) -> pd.DataFrame:
+        """Scenarios that train what the grid's first one does; a graph that has grown, or another model, is another task."""
+        if self.table.empty:
+            return self.table
+        first = self.table.sort_values("scenario").iloc[0]
+        same = pd.Series(True, index=self.table.index)
+        for name in TASK:
+            same &= self.table[name] == first[name]
+        return self.table[same]
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether there are others."""
+        return len(self.task) < len(self.table)
+
+    @cached_property
     def forecast(self) -> pd.DataFrame:
-        """Scenarios with a forecast."""
-        return self.table[self.table["epoch_seconds"].notna()]
+        """The task's scenarios with a forecast."""
+        return self.task[self.task["epoch_seconds"].notna()]
 
     @cached_property
     def feasible(self) -> pd.DataFrame:
@@ -187,7 +207,7 @@ class View:
     def series(self) -> list[Series]:
         """Curves over the ranks of at least two points: the reference's, those that differ from it in one input, by turns of
         the inputs, then the others, the fastest first."""
-        keys = [name for name in self.varying if name not in self.moving]
+        keys = [name for name in self.varying if name not in (*self.moving, *TASK)]
         groups = self.forecast.groupby(keys, dropna=False, sort=False) if keys else [((), self.forecast)]
         found = [
             (describe(rows.iloc[0], keys), rows.sort_values(["ranks", "training_seconds"]), self._changed(rows.iloc[0], keys))

@@ -340,15 +340,38 @@ def test_one_scenario_makes_a_page_without_comparisons(tmp_path):
     html(document)
 
 
-@pytest.mark.parametrize("axis", ["ranks", "devices", "networks", "hidden"])
+@pytest.mark.parametrize("axis", ["ranks", "devices", "networks", "partitions"])
 def test_one_axis_makes_a_sensible_page(tmp_path, axis):
     one = {"ranks": (4,), "devices": ("H100",), "networks": ("ethernet-25g",), "methods": (("full", ""),)}
-    many = {"ranks": (1, 2, 4), "devices": ("H100", "A100"), "networks": tuple(NETWORKS), "hidden": (64, 128)}
+    many = {"ranks": (1, 2, 4), "devices": ("H100", "A100"), "networks": tuple(NETWORKS), "partitions": ("metis/cut", "random")}
     document = document_of(tmp_path, scenario_table(**{**one, axis: many[axis]}))
     assert "pareto" in identities(document)
     assert ("scaling" in identities(document)) is (axis == "ranks")
     assert "heat" not in identities(document)
     html(document)
+
+
+def test_another_model_is_another_task(tmp_path):
+    """Training a smaller model is no cheaper way to train the larger one: figures are of one, the table has both."""
+    table = scenario_table(ranks=(1, 2, 4), hidden=(256, 64))
+    document = document_of(tmp_path, table)
+    first = table["hidden"] == 256
+    assert f"the first, {int(first.sum())} scenarios" in "".join(document.notes)
+    marks = next(each for each in document.blocks(Picture) if each.identity == "pareto").marks
+    assert len(marks.texts) == int(first.sum())
+    assert len(block(document, "scenarios").rows) == len(table)
+    listed = [row[0] for row in block(document, "top").rows]
+    assert set(listed) <= set(table.loc[first, "scenario"])
+
+
+def test_the_lead_says_how_large_the_graph_has_grown(tmp_path):
+    table = scenario_table()
+    measured = document_of(tmp_path / "measured", table)
+    assert "grown" not in measured.lead
+    grown = table.assign(nodes_factor=1000.0, edges_factor=1000.0, nodes=table["nodes"] * 1000, edges=table["edges"] * 1000)
+    nodes, edges = (int(table[name].iloc[0]) for name in ("nodes", "edges"))
+    lead = document_of(tmp_path / "grown", grown).lead
+    assert f"{1000 * nodes:,} nodes, {1000 * edges:,} edges, grown from the measured {nodes:,} and {edges:,}" in lead
 
 
 def test_a_page_of_ten_thousand_scenarios_is_small(tmp_path):
@@ -358,7 +381,7 @@ def test_a_page_of_ten_thousand_scenarios_is_small(tmp_path):
     assert len(table) == 10_000
     assert len(page.encode()) <= 5e6
     assert page.count("<path") + page.count("<use") < 20_000, "points are drawn one by one"
-    assert "Of 2,000 series over the ranks, 5 are drawn" in page
+    assert "Of 400 series over the ranks, 5 are drawn" in page
 
 
 def test_repeating_columns_are_embedded_once_and_come_back_whole(tmp_path):

@@ -281,13 +281,12 @@ def write_folder(folder: Path, table: pd.DataFrame, *, deadline: float | None = 
 
 
 def ten_thousand(**others: Any) -> pd.DataFrame:
-    """10,000 scenarios: 4 devices, 5 networks, 4 methods, 125 models and numbers of ranks."""
+    """10,000 scenarios of one task: 4 devices, 5 networks, 4 methods, 5 partitions, 25 numbers of ranks."""
     return scenario_table(
-        ranks=(1, 2, 4, 8, 16),
+        ranks=range(1, 26),
         devices=tuple(DEVICES),
         networks=tuple(NETWORKS),
         methods=METHODS,
-        hidden=(64, 128, 256, 384, 512),
-        layers=(2, 3, 4, 5, 6),
+        partitions=("metis/cut", "metis/volume", "random", "contiguous", "mine.npz"),
         **others,
     )
