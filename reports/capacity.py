@@ -144,7 +144,7 @@ def notes(view: View) -> list[str]:
     if not manifest.finished:
         found.append(
             f"Unfinished: {len(view.table):,} of {manifest.scenarios:,} scenarios so far, and no answers yet. "
-            "The same halocast whatif command goes on where it stopped."
+            "The same halocast whatif command goes on where it stopped, with --resume."
         )
     if manifest.sample is not None:
         found.append(

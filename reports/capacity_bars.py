@@ -32,6 +32,7 @@ from halocast.reports.figures import (
     headline,
     legend_below,
     new_figure,
+    plotted,
     style,
 )
 from halocast.reports.page import boxes_of
@@ -96,7 +97,7 @@ def heat_figure(view: View) -> tuple[Figure, Marks] | None:
     axes.set_xlim(-0.5, len(ranks) - 0.5)
     axes.set_ylim(len(links) - 0.5, -0.5)
     axes.set_xticks(range(len(ranks)), [f"{each}" for each in ranks])
-    axes.set_yticks(range(len(links)), [describe(pd.Series({view.link: each}), [view.link]) or "–" for each in links])
+    axes.set_yticks(range(len(links)), [plotted(describe(pd.Series({view.link: each}), [view.link])) or "–" for each in links])
     style(axes, xlabel="ranks", grid="x")
     axes.grid(visible=False)
     axes.tick_params(length=0, labelsize=9, labelcolor=INK)

@@ -30,6 +30,7 @@ from halocast.reports.figures import (
     headline,
     legend_below,
     new_figure,
+    plotted,
     style,
 )
 from halocast.reports.labels import Name, name_points
@@ -245,7 +246,7 @@ def scaling_figure(view: View) -> Figure:
         f"{more}; bands: 90 % interval; ring: the first with less than {written(STOPS_PAYING, 'percent')} of the ideal",
     )
     handles: list[Any] = [
-        Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=1.6, label=series.name or "all scenarios")
+        Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=1.6, label=plotted(series.name) or "all scenarios")
         for series, colour, marker in zip(shown, SERIES_COLOURS, SERIES_MARKERS, strict=False)
     ]
     handles.append(

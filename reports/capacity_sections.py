@@ -131,7 +131,7 @@ def curves(shown: Sequence[Series], rows: str) -> Table:
         [
             series.name,
             *(clean_input(row[name]) for name in ("ranks", "epoch_seconds", "low", "high", "efficiency", "binds")),
-            "no" if row["efficiency"] < STOPS_PAYING else "yes",
+            None if pd.isna(row["efficiency"]) else "no" if row["efficiency"] < STOPS_PAYING else "yes",
         ]
         for series in shown
         for _, row in series.rows.iterrows()

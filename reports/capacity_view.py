@@ -59,7 +59,7 @@ PARTS: Mapping[str, str] = MappingProxyType(
         "exchange_exposed": "exchange exposed",
         "all_reduce_exposed": "all-reduce exposed",
         "posting_messages": "posting messages",
-        "wait": "waiting",
+        "wait": "between operations",
     }
 )
 """Columns that together are an epoch."""

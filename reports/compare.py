@@ -190,7 +190,8 @@ def learning(groups: Sequence[Group]) -> list[Section]:
     if not known:
         return []
     curves = [
-        Curve(plotted(each.name), COLOURS[place], each.first.metrics, clock_of(each.first)) for place, each in enumerate(known)
+        Curve(figures.plotted(each.name), COLOURS[place], each.first.metrics, clock_of(each.first))
+        for place, each in enumerate(known)
     ]
     figure = figures.new_figure(6.2)
     panels = figure.subplots(2, 2)
@@ -209,12 +210,6 @@ def clock_of(subject: Subject) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     if subject.trace is not None:
         return seconds_done(subject.trace, subject.metrics)
     return np.cumsum(subject.metrics["epoch_seconds"].fillna(0.0).to_numpy(dtype=np.float64))
-
-
-def plotted(name: str) -> str:
-    """A name that matplotlib writes as it is: no mathtext, and no leading underscore, which would keep it off the legend."""
-    escaped = name.replace("$", r"\$")
-    return f" {escaped}" if escaped.startswith("_") else escaped
 
 
 def differences_block(groups: Sequence[Group]) -> Block:

@@ -380,6 +380,12 @@ def style(axes: Axes, *, xlabel: str, grid: Literal["x", "y"]) -> None:
     axes.set_xlabel(xlabel, fontsize=8.5, color=MUTED)
 
 
+def plotted(name: str) -> str:
+    """A name that matplotlib writes as it is: no mathtext, and no leading underscore, which would keep it off the legend."""
+    escaped = name.replace("$", r"\$")
+    return f" {escaped}" if escaped.startswith("_") else escaped
+
+
 def sentence_case(text: str) -> str:
     """The first letter raised and the others as they are: ``Micro-F1``, ``ROC AUC``."""
     return text[:1].upper() + text[1:]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,25 @@ MOST_SEPARATE = 12
 """Pairs whose epochs are drawn; of more, the first."""
 
 
+COMPARED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "method": ("method", "name"),
+        "layer": ("model", "layer"),
+        "layers": ("model", "layers"),
+        "hidden": ("model", "hidden"),
+    }
+)
+"""Keys of the configuration that a forecast has in common with its run."""
+
+
+def asked(trace: Trace, *keys: str) -> str:
+    """A value of the configuration in words; "none" where it has none."""
+    value: Any = trace.manifest.config
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return "none" if value is None else str(value).removeprefix("uniform:")
+
+
 @dataclass(frozen=True)
 class ForecastPair:
     """A run, and what `halocast forecast --out` said of it."""
@@ -68,6 +88,31 @@ class ForecastPair:
             raise MisuseError(f"{self.name}: no epoch of this run was timed, so there is nothing to compare with")
         return float(np.median(counted))
 
+    def check(self) -> None:
+        """Raises MisuseError where the forecast is of another run than this one."""
+        for what, measured, said in (
+            ("graph", *(f"{each.manifest.graph.name} ({each.manifest.graph.fingerprint[:8]})" for each in self.traces)),
+            ("ranks", *(str(each.manifest.world_size) for each in self.traces)),
+            *((name, *(asked(each, *keys) for each in self.traces)) for name, keys in COMPARED.items()),
+            ("bits", *self.widths),
+        ):
+            if measured != said:
+                raise MisuseError(
+                    f"{self.name}: the forecast is of another run: {what} {said}, not {measured}; forecast this one with "
+                    "halocast forecast COSTS --data RUN/config.toml --out DIR, or compare the two with --kind compare"
+                )
+
+    @property
+    def widths(self) -> tuple[str, str]:
+        """Uniform widths; what a plan or a rule decides is not told by the configuration, and not compared."""
+        measured, said = (asked(each, "method", "bits") for each in self.traces)
+        return (measured, said) if measured.isdigit() and said.isdigit() else ("", "")
+
+    @property
+    def traces(self) -> tuple[Trace, Trace]:
+        """Measured and simulated."""
+        return self.run.trace, self.trace
+
     @property
     def point(self) -> Point:
         low, high = float(self.forecast["low"]), float(self.forecast["high"])
@@ -85,6 +130,8 @@ def forecast_document(pairs: Sequence[ForecastPair], validation: Mapping[str, An
     `source`: the folder of the validation, or of the runs, as users would find it. Raises MisuseError where there is neither,
     for a validation that is none, and for a trace without a training epoch.
     """
+    for pair in pairs:
+        pair.check()
     if not pairs and validation is None:
         raise MisuseError(f"{source}: neither a run with its forecast nor a validation: nothing to report")
     checked = None if validation is None else read_validation(validation, source)
@@ -315,7 +362,8 @@ def amounts(pair: ForecastPair, place: int) -> Table:
         ["sent in exchanges, an epoch", run.exchange_bytes_per_epoch, int(forecast["exchange_bytes_per_epoch"])],
         ["sent in all, an epoch", run.bytes_per_epoch, int(forecast["bytes_per_epoch"])],
     ]
-    for rank, (measured, peak) in enumerate(zip(run.peak_bytes, forecast.get("peak_bytes", ()), strict=False)):
+    said = forecast.get("peak_bytes") or ()  # none where memory was not calibrated; a killed run left none
+    for rank, (measured, peak) in enumerate(zip(run.peak_bytes, said, strict=bool(said and run.peak_bytes))):
         rows.append([f"peak memory of rank {rank}", measured, int(peak)])
     table = [[*row, float(row[2]) / float(row[1]) - 1.0 if row[1] else None] for row in rows]  # type: ignore[arg-type]
     columns = [

@@ -121,8 +121,20 @@ def pairs_in(kinds: Sequence[Kind]) -> bool:
 
 
 def forecast_beside(run: Path) -> Path | None:
-    """The folder of a run's own forecast, with the trace of the simulated epoch."""
-    return next((run / name for name in BESIDE if (run / name / FORECAST).is_file()), None)
+    """The folder of a run's own forecast, with the trace of the simulated epoch; one of another run is none."""
+    return next((run / name for name in BESIDE if (run / name / FORECAST).is_file() and is_of(run / name, run)), None)
+
+
+def is_of(forecast: Path, run: Path) -> bool:
+    """Whether the traces are of one graph, number of ranks and method."""
+    from halocast.traces.trace import MANIFEST, read_manifest
+
+    folders = (forecast / "trace", run / "trace")
+    if not all((folder / MANIFEST).is_file() for folder in folders):
+        return False
+    said, measured = (read_manifest(folder) for folder in folders)
+    same = said.graph.fingerprint == measured.graph.fingerprint and said.world_size == measured.world_size
+    return same and said.config.get("method", {}).get("name") == measured.config.get("method", {}).get("name")
 
 
 def check(folders: Sequence[Path], kind: str, costs: Path | None, reference: str) -> None:

@@ -351,6 +351,16 @@ def test_one_axis_makes_a_sensible_page(tmp_path, axis):
     html(document)
 
 
+def test_names_are_drawn_as_they_are(tmp_path):
+    """matplotlib would take what stands between dollars for mathematics, and fail on half of it."""
+    table = scenario_table(ranks=(1, 2, 4), networks=("ethernet-25g", "infiniband-ndr"))
+    table["device"] = table["device"].replace("A100", r"$\frac{x$")
+    table["network"] = table["network"].replace("infiniband-ndr", "a$b$c")
+    page = html(document_of(tmp_path, table))
+    assert r"$\frac{x$" in page
+    assert "a$b$c" in page
+
+
 def test_another_model_is_another_task(tmp_path):
     """Training a smaller model is no cheaper way to train the larger one: figures are of one, the table has both."""
     table = scenario_table(ranks=(1, 2, 4), hidden=(256, 64))

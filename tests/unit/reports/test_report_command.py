@@ -100,6 +100,24 @@ def test_a_run_with_its_forecast_makes_a_forecast_report(capsys: pytest.CaptureF
     assert "is waiting for messages" in capsys.readouterr().out
 
 
+def test_a_forecast_of_another_run_is_not_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    write_forecast_folder("one/forecast")
+    assert kind_for([Path("one")]) == "forecast"
+    manifest = read_manifest(Path("one/forecast/trace"))
+    method = {**manifest.config["method"], "name": "adaqp", "bits": 4}
+    write_manifest(Path("one/forecast/trace"), manifest.model_copy(update={"config": {**manifest.config, "method": method}}))
+    assert kind_for([Path("one")]) == "train"  # what lies beside it by chance is not shown as its forecast
+    assert run(["report", "one", "one/forecast", "--out", "named.html"]) == 2
+    said = capsys.readouterr().err
+    assert "the forecast is of another run: method adaqp, not full" in said
+    assert "--kind compare" in said
+    other = manifest.model_copy(update={"graph": manifest.graph.model_copy(update={"fingerprint": "0" * 16})})
+    write_manifest(Path("one/forecast/trace"), other)
+    assert kind_for([Path("one")]) == "train"
+    assert run(["report", "one", "one/forecast", "--out", "named.html"]) == 2
+    assert "of another run: graph" in capsys.readouterr().err
+
+
 def test_a_killed_run_makes_an_unfinished_report(capsys: pytest.CaptureFixture[str]) -> None:
     Path("one/result.json").unlink()
     write_manifest(Path("one/trace"), read_manifest(Path("one/trace")).model_copy(update={"finished": False}))
