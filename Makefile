@@ -37,7 +37,7 @@ $(VENV)/.torch:
 $(VENV)/.dependencies: $(VENV)/.torch pyproject.toml
 	@echo "· installing the dependencies"
 	@$(PIP) "scikit-build-core>=0.11" "pybind11>=3.0" "cmake>=3.25" ninja
-	@$(BIN)/python scripts/requirements.py > $(VENV)/requirements.txt
+	@$(BIN)/python scripts/requirements.py base serve > $(VENV)/requirements.txt
 	@$(PIP) -r $(VENV)/requirements.txt
 	@touch $@
 

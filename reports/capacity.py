@@ -108,7 +108,8 @@ def verdict(view: View) -> str:
         )
     cost = f" for {money(best['cost'], view.currency)}" if view.priced and not pd.isna(best["cost"]) else ""
     verb = "trains" if best["ranks"] == 1 else "train"
-    return f"{machine_words(best)} {verb} {graph} in {interval_of(best)}{cost}: {merit(view, best)}."
+    grown = f" at {best['nodes_factor']:,.6g} times its nodes" if best["nodes_factor"] != 1.0 else ""
+    return f"{machine_words(best)} {verb} {graph}{grown} in {interval_of(best)}{cost}: {merit(view, best)}{doubt(view, best)}."
 
 
 def interval_of(row: pd.Series) -> str:
@@ -138,6 +139,17 @@ def merit(view: View, best: pd.Series) -> str:
     return f"recommended{filters}{so_far}"
 
 
+def doubt(view: View, best: pd.Series) -> str:
+    """Which filters the upper end of its interval misses."""
+    manifest = view.whatif.manifest
+    missed = []
+    if manifest.deadline_seconds is not None and best["training_high"] > manifest.deadline_seconds:
+        missed.append("the deadline")
+    if manifest.budget is not None and view.priced and best["cost_high"] > manifest.budget:
+        missed.append("the budget")
+    return f", though the upper end of its interval misses {' and '.join(missed)}" if missed else ""
+
+
 def notes(view: View) -> list[str]:
     """What must be known before the numbers."""
     manifest, found = view.whatif.manifest, []
@@ -159,9 +171,16 @@ def notes(view: View) -> list[str]:
         found.append("No prices were given: costs are left out, and training time is weighed against ranks.")
     if view.recommended is None and manifest.finished and len(view.forecast):
         found.append("Nothing is recommended: every scenario misses a filter. Figures and slices are through the fastest one.")
-    count = int(view.table["extrapolated"].map(len).gt(0).sum())
+    known = view.table["epoch_seconds"].notna()
+    count, forecasts = int(view.table["extrapolated"].map(len).gt(0)[known].sum()), int(known.sum())
     if count:
-        found.append(f"{count:,} of {len(view.table):,} scenarios lie beyond what was calibrated; their intervals are wider.")
+        share = f"All {count:,}" if count == forecasts else f"{count:,} of {forecasts:,}"
+        found.append(f"{share} forecasts lie beyond what was calibrated; their intervals are wider.")
+    if (view.table["bits"] != "").any():
+        found.append(
+            "Fewer bits may cost accuracy, which is not forecast here: halocast plan weighs it (--risk), and "
+            "halocast report RUN RUN compares trained runs."
+        )
     return found
 
 

@@ -13,6 +13,7 @@ from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import FixedLocator
 
 from halocast.reports.capacity_view import PARTS, View, describe
 from halocast.reports.document import Marks
@@ -36,11 +37,12 @@ from halocast.reports.figures import (
     style,
 )
 from halocast.reports.page import boxes_of
-from halocast.reports.times import show_counts, show_times
+from halocast.reports.times import show_counts, show_times, thinned
 from halocast.reports.words import written
 from halocast.words import money, time_span
 
 MOST_MEMBERS = 12
+MOST_TORNADO_TICKS = 4
 
 
 PART_COLOURS: Mapping[str, str] = MappingProxyType(
@@ -202,10 +204,11 @@ def draw_tornado(
                 color=INK,
             )
     axes.axvline(base, color=INK, linewidth=1.0)
-    axes.set_xlim(base - 1.3 * reach, base + 1.3 * reach)
+    axes.set_xlim(base - 1.45 * reach, base + 1.45 * reach)  # room for the percentages
     style(axes, xlabel="", grid="x")
     axes.tick_params(axis="y", length=0, labelsize=8.5, labelcolor=INK)
     show(axes.xaxis)
+    axes.xaxis.set_major_locator(FixedLocator(thinned(axes.get_xticks(), MOST_TORNADO_TICKS)))
     headline(axes, title, f"the line: {words(base)}, as recommended")
 
 

@@ -44,6 +44,8 @@ RASTER_DPI = 200.0
 WIDE = 3.0
 """A largest over a smallest value beyond this is drawn on a logarithmic axis."""
 MOST_SERIES = 5
+LONGEST_PAIRED = 52
+"""Characters of a legend's longest name with which two still fit beside each other."""
 SERIES_COLOURS = (BLUE, ORANGE, PLUM, GREEN, SKY)
 SERIES_MARKERS = "osD^v"
 MOST_NAMED = 7
@@ -100,7 +102,7 @@ def draw_others(axes: Axes, view: View, sizes: Floats) -> list[Artist]:
     if (missed := ~feasible).any():
         area = np.minimum(sizes[missed], LARGEST_CROSS)
         many = bool(missed.sum() > MOST_DRAWN)
-        axes.scatter(x[missed], y[missed], area, MUTED, marker="x", alpha=0.22, linewidths=0.7, zorder=2, rasterized=many)
+        axes.scatter(x[missed], y[missed], area, MUTED, marker="x", alpha=0.45, linewidths=0.8, zorder=2, rasterized=many)
         handles.append(Line2D([], [], linestyle="", marker="x", color=MUTED, alpha=0.7, label="misses a filter"))
     if (dominated := feasible & ~on_front).any():
         many = bool(dominated.sum() > MOST_DRAWN)
@@ -252,7 +254,7 @@ def scaling_figure(view: View) -> Figure:
     handles.append(
         Line2D([], [], color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)), label="ideal: twice the ranks, half the time")
     )
-    legend_below(figure, handles, columns=2)
+    legend_below(figure, handles, columns=2 if max(len(each.get_label()) for each in handles) <= LONGEST_PAIRED else 1)
     return figure
 
 

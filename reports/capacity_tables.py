@@ -79,18 +79,20 @@ def reason_table(identity: str, caption: str, found: Sequence[Grouped], rows: st
 def all_scenarios(view: View, rows: str) -> Table:
     """Every scenario with the inputs that vary; numbers to six digits."""
     table = view.table
+    answers = [
+        Column("training", "seconds", key="training_seconds"),
+        *([Column("cost", "money")] if view.priced else []),
+        Column("peak a rank", "bytes", key="peak_bytes"),
+    ]
     outputs = [
         Column("epoch", "seconds", key="epoch_seconds"),
         Column("low", "seconds"),
         Column("high", "seconds"),
-        Column("training", "seconds", key="training_seconds"),
-        *([Column("cost", "money")] if view.priced else []),
-        Column("peak a rank", "bytes", key="peak_bytes"),
         Column("efficiency", "percent"),
         Column("binds"),
     ]
     inputs = [Column(INPUTS[name][0], INPUTS[name][1], key=name) for name in view.varying]
-    chosen = [Column("scenario", "count"), *inputs, *outputs]
+    chosen = [Column("scenario", "count"), *answers, *inputs, *outputs]  # what is asked for stays in view
     columns = [[significant(value) for value in table[each.identifier]] for each in chosen]
     columns.append(["yes" if len(each) else "no" for each in table["extrapolated"]])
     columns.append(standings(table))

@@ -207,7 +207,7 @@ class View:
     def series(self) -> list[Series]:
         """Curves over the ranks of at least two points: the reference's, those that differ from it in one input, by turns of
         the inputs, then the others, the fastest first."""
-        keys = [name for name in self.varying if name not in (*self.moving, *TASK)]
+        keys = [name for name in self.varying if name not in (*self.moving, *TASK, "price_per_hour")]
         groups = self.forecast.groupby(keys, dropna=False, sort=False) if keys else [((), self.forecast)]
         found = [
             (describe(rows.iloc[0], keys), rows.sort_values(["ranks", "training_seconds"]), self._changed(rows.iloc[0], keys))

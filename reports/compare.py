@@ -106,6 +106,11 @@ def verdict(standings: Sequence[Standing], scatter: Scatter | None) -> str:
         return f"All are runs of one configuration{by}."
     if not known:
         return "No epoch times to compare."
+    graphs = {each.group.first.fingerprint for each in standings}
+    if len(graphs) > 1:
+        return (
+            f"These trained on {len(graphs)} different graphs: their epoch times are beside each other, but not to be compared."
+        )
     best = min(known, key=lambda each: each.against.value if each.against is not None else np.inf)
     said = f"is {speed_words(best)}"
     kind = ", as forecast," if Basis.FORECAST in (best.group.basis, standings[0].group.basis) else ""
@@ -114,7 +119,7 @@ def verdict(standings: Sequence[Standing], scatter: Scatter | None) -> str:
     return (
         f"{best.group.name}{kind} {said} than {standings[0].group.name}{more}."
         if best.differs
-        else (f"{best.group.name}{kind} {said}: {standings[0].group.name} may be as fast{more}.")
+        else (f"{best.group.name}{kind} {said} than {standings[0].group.name}, but may be as fast: the interval holds 1{more}.")
     )
 
 

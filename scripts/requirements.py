@@ -1,4 +1,4 @@
-"""Print the requirements that pyproject.toml declares, one a line: the dependencies, or those of the named extras."""
+"""Print the requirements that pyproject.toml declares, one a line: the dependencies ("base"), those of named extras, or both."""
 
 import sys
 import tomllib
@@ -6,5 +6,5 @@ from pathlib import Path
 
 project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 extras = project["optional-dependencies"]
-wanted = [line for name in sys.argv[1:] for line in extras[name]] or project["dependencies"]
+wanted = [line for name in sys.argv[1:] for line in (project["dependencies"] if name == "base" else extras[name])]
 print("\n".join(line for line in wanted if not line.startswith(f"{project['name']}[")))

@@ -233,8 +233,15 @@ COMPONENTS = {
 }
 
 
+WAITED = (Component.EXCHANGE_EXPOSED, Component.REDUCE_EXPOSED)
+
+
 def breakdown(simulation: Simulation) -> dict[str, float]:
-    """Where an epoch's time goes, mean over ranks, in seconds; see `Forecast.breakdown`."""
+    """Where an epoch's time goes, mean over ranks, in seconds; see `Forecast.breakdown`.
+
+    An epoch is what rank 0 measures. What it does between two of them (metrics, messages to the user) the others wait for, in
+    the epoch that follows: no part of one, that is left out of their waiting.
+    """
     shares, hidden = np.zeros(len(Component)), 0.0
     for work, timeline in zip(simulation.work, simulation.ranks, strict=True):
         own = np.bincount(work.components, weights=timeline.wall, minlength=len(Component))
@@ -245,6 +252,10 @@ def breakdown(simulation: Simulation) -> dict[str, float]:
         )
         hidden += max(0.0, flying - own[Component.EXCHANGE_EXPOSED])
         own[Component.WAIT] = max(0.0, (timeline.end - timeline.begin) - own.sum())
+        surplus = max(0.0, own.sum() - simulation.epoch_seconds)
+        for part in WAITED:
+            surplus -= (cut := min(surplus, own[part]))
+            own[part] -= cut
         shares += own
     ranks = len(simulation.work)
     return {name: float(shares[part]) / ranks for part, name in COMPONENTS.items()} | {"exchange hidden": hidden / ranks}

@@ -98,7 +98,7 @@ def costs_on(costs: Costs, asked: Hardware, catalogue: Catalogue) -> tuple[Costs
         costs = move_costs(costs, catalogue.device(asked.device))
         assumed += [costs.moved, *costs.notes[before:]]
         assumed.append(
-            f"the {1e6 * costs.host.gap_seconds:.0f} us between operations, and memory, are those of {costs.machine}"
+            f"the {1e6 * costs.host.gap_seconds:.0f} µs between operations, and memory, are those of {costs.machine}"
         )
     if asked.transport is not None:
         costs = costs.model_copy(update={"network": catalogue.transport(asked.transport).network_costs()})

@@ -58,6 +58,8 @@ def report(
     """
     console = Console(as_json=json)
     form = format_ or format_of(out)
+    if form == "csv" and out.suffix.lower() != ".csv":
+        raise MisuseError(f"--format csv writes tables, {out} among them: let its name end in .csv")
     chosen = kind or kind_for(folders)
     check(folders, chosen, costs, reference)
     document = BUILDERS[chosen](folders, costs, reference)

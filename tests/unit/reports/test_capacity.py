@@ -116,7 +116,9 @@ def test_all_scenarios_are_the_main_table(document, table):
     assert set(standing[~table["feasible"]]) == set(table.loc[~table["feasible"], "reason"])
     lines = csv_of(main).decode().splitlines()
     assert len(lines) == len(table) + 1
-    assert lines[0].startswith("scenario,ranks,hosts,device,network,method,bits,epoch_seconds,low,high,training_seconds,cost")
+    assert lines[0].startswith(
+        "scenario,training_seconds,cost,peak_bytes,ranks,hosts,device,network,method,bits,epoch_seconds,low,"
+    )
 
 
 def test_inputs_that_another_implies_are_left_out_unless_they_vary_alone(tmp_path):
