@@ -1,4 +1,4 @@
-"""Print the requirements that pyproject.toml declares, one a line: the dependencies ("base"), those of named extras, or both."""
+"""Print the requirements that pyproject.toml declares, one a line: the dependencies ("base") and those of named extras."""
 
 import sys
 import tomllib
