@@ -226,7 +226,7 @@ def scaling_figure(view: View) -> Figure:
     axes = figure.add_subplot()
     shown = view.series[:MOST_SERIES]
     for series, colour, marker in zip(shown, SERIES_COLOURS, SERIES_MARKERS, strict=False):
-        draw_series(axes, series, colour, marker)
+        draw_series(axes, series, colour, marker, with_band=series is shown[0])
     first = shown[0].rows.iloc[0]
     ranks = np.array(sorted({int(each) for series in shown for each in series.rows["ranks"]}), dtype=float)
     ideal = ranks[ranks >= first["ranks"]]
@@ -245,7 +245,7 @@ def scaling_figure(view: View) -> Figure:
     headline(
         axes,
         "Epoch time against ranks",
-        f"{more}; bands: 90 % interval; ring: the first with less than {written(STOPS_PAYING, 'percent')} of the ideal",
+        f"{more}; band: 90 % interval of the first; ring: the first with less than {written(STOPS_PAYING, 'percent')} of the ideal",
     )
     handles: list[Any] = [
         Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=1.6, label=plotted(series.name) or "all scenarios")
@@ -258,10 +258,13 @@ def scaling_figure(view: View) -> Figure:
     return figure
 
 
-def draw_series(axes: Axes, series: Series, colour: str, marker: str) -> None:
+def draw_series(axes: Axes, series: Series, colour: str, marker: str, *, with_band: bool) -> None:
+    """A curve and its knee; bands of more than one would hide each other."""
     rows = series.rows.drop_duplicates("ranks")  # of the same ranks on more or fewer hosts the faster
     ranks, seconds = rows["ranks"].to_numpy(float), rows["epoch_seconds"].to_numpy(float)
-    axes.fill_between(ranks, rows["low"].to_numpy(float), rows["high"].to_numpy(float), color=colour, alpha=0.13, linewidth=0)
+    low, high = (rows[name].to_numpy(float) for name in ("low", "high"))
+    if with_band:
+        axes.fill_between(ranks, low, high, color=colour, alpha=0.16, linewidth=0)
     axes.plot(ranks, seconds, color=colour, marker=marker, markersize=5, linewidth=1.6, zorder=3)
     knee = rows[rows["efficiency"].to_numpy(float) < STOPS_PAYING].head(1)
     axes.scatter(knee["ranks"], knee["epoch_seconds"], s=130, facecolors="none", edgecolors=INK, linewidths=1.2, zorder=4)
