@@ -245,7 +245,7 @@ def scaling_figure(view: View) -> Figure:
     headline(
         axes,
         "Epoch time against ranks",
-        f"{more}; band: 90 % interval of the first; ring: where less than {written(STOPS_PAYING, 'percent')} of the ideal is left",
+        f"{more}; band: 90 % interval of the first; ring: below {written(STOPS_PAYING, 'percent')} of the ideal",
     )
     handles: list[Any] = [
         Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=1.6, label=plotted(series.name) or "all scenarios")
