@@ -1,5 +1,6 @@
 """What the scripts of a page do, in a headless Chromium; skipped where there is none."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,17 +8,25 @@ import numpy as np
 import pandas as pd
 import pytest
 from browser import chromium, drive
+from runs import write_run_folder
 from synthetic import Scenario, write_synthetic_run
+from whatif_folder import scenario_table, write_folder
 
+from halocast.cli.folders import read_subject
+from halocast.reports.capacity import capacity_document
+from halocast.reports.compare import compare_document
 from halocast.reports.document import Basis, Column, Document, Picture, Section, Table
 from halocast.reports.figures import new_figure
+from halocast.reports.forecast import forecast_document
 from halocast.reports.page import boxes_of, marks_of
 from halocast.reports.render import html
 from halocast.reports.train import TrainRun, train_document
+from halocast.simulator.whatif import read_whatif
 from halocast.traces.trace import read_trace
 
 NASTY = "<img src=x onerror=\"document.title='hit'\">"
 MANY = 900
+VALIDATION = Path(__file__).resolve().parents[3] / "reports" / "validation" / "validation.json"
 
 
 def page(blocks):
@@ -289,12 +298,28 @@ def axe():
     return found.read_text(encoding="utf-8")
 
 
+def compare_page(folder, run):
+    write_run_folder(folder / "plain")
+    write_run_folder(folder / "quick", config={"method": {"name": "adaqp", "bits": "4"}}, start=0.05)
+    return compare_document([read_subject(folder / name, name) for name in ("plain", "quick")])
+
+
+DOCUMENTS = {
+    "train": lambda folder, run: train_document(run),
+    "compare": compare_page,
+    "capacity": lambda folder, run: capacity_document(read_whatif(write_folder(folder / "whatif", scenario_table())), "whatif"),
+    "forecast": lambda folder, run: forecast_document([], json.loads(VALIDATION.read_text()), "validation"),
+}
+
+
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("size", ["1280,900", "390,800"])
-def test_axe_finds_nothing_serious(tmp_path, run, dark, size):
+@pytest.mark.parametrize("kind", DOCUMENTS)
+def test_axe_finds_nothing_serious(tmp_path, run, kind, dark, size):
     chromium()
+    library = axe()
     found = drive(
-        html(train_document(run)),
+        html(DOCUMENTS[kind](tmp_path, run)),
         """
         all("details").forEach((fold) => { fold.open = true; });
         const found = await axe.run(document);
@@ -302,7 +327,7 @@ def test_axe_finds_nothing_serious(tmp_path, run, dark, size):
         return { passes: found.passes.length, violations };
         """,
         tmp_path,
-        libraries=[axe()],
+        libraries=[library],
         dark=dark,
         size=size,
         milliseconds=60_000,
