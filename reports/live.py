@@ -26,6 +26,12 @@ def live_page(document: Document, live: Mapping[str, Any]) -> str:
     )
 
 
+def live_scripts(document: Document) -> list[str]:
+    """The scripts that `live_page` puts into the page, as they stand in their elements."""
+    of_pictures = sorted({each.script for each in document.blocks(Picture) if each.script})
+    return [f"\n{page_asset(name)}\n" for name in ("page.js", *of_pictures, "live.js")]
+
+
 def pareto_scale(document: Document) -> dict[str, Any] | None:
     """Where times and costs lie in the Pareto figure: the ends of both axes, in data and in pixels."""
     picture = next((each for each in document.blocks(Picture) if each.identity == "pareto"), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -33,6 +33,10 @@ TASK_WORDS: Mapping[str, str] = MappingProxyType(
         "edges_factor": "{:g} x the edges",
     }
 )
+TIE = 1e-3
+"""Times or costs that differ by no more than this share are as good as equal: a better link must earn more."""
+COUNTS = ("ranks", "hosts", "devices_per_host")
+"""Axes that say how many ranks there are."""
 LINKS = ("network", "inside")
 """Inputs that an upgrade changes; `link` stands beside `network`."""
 
@@ -116,7 +120,10 @@ class Questions:
         question = "Which is the fastest" + (f" within {money(budget, self.currency)}?" if budget is not None else "?")
         found = self.fastest()
         if found is None:
-            cheapest = self._said(_first(self.possible, ["cost", "training_seconds"]))
+            known = self.possible[self.possible["cost"].notna()]
+            if known.empty and len(self.possible):
+                return Sentence(question=question, answer="None: nothing has a price, so no cost is known.", scenarios=())
+            cheapest = self._said(_first(known, ["cost", "training_seconds"]))
             return Sentence(question=question, answer=f"None. The cheapest is {cheapest}.", scenarios=())
         text = f"{self._said(found)}."
         if budget is not None:
@@ -153,6 +160,10 @@ class Questions:
             groups.setdefault(self.points[scenario].series, []).append(scenario)
         return [each for each in groups.values() if len(each) > 1]
 
+    def _varies(self, names: Iterable[str]) -> bool:
+        """Whether any of these axes of the grid has more than one value; a sample may have fewer."""
+        return any(len(self.grid.axes.get(name, ())) > 1 for name in names)
+
     def _series_name(self, scenario: int) -> str:
         """The name without its ranks."""
         ranks, _, rest = str(self._row(scenario)["name"]).partition(" x ")
@@ -162,7 +173,12 @@ class Questions:
         question = "Where does adding ranks stop paying (less than half a rank's work for each)?"
         series = len(self._series())
         if not series:
-            return Sentence(question=question, answer="The grid has one number of ranks a series.", scenarios=())
+            why = (
+                "No two scenarios with a forecast differ in their ranks alone"
+                if self._varies(COUNTS)
+                else "The grid has one number of ranks"
+            )
+            return Sentence(question=question, answer=f"{why}: nothing to compare.", scenarios=())
         if not knees:
             return Sentence(
                 question=question, answer=f"Nowhere in the grid: all {series} series stay above 50 %.", scenarios=()
@@ -212,10 +228,12 @@ class Questions:
         if recommended is None:
             return Sentence(question=question, answer="Nothing is recommended that it could help.", scenarios=())
         if not upgrades:
-            return Sentence(question=question, answer="The grid has one link only: nothing to compare.", scenarios=())
+            varies = self._varies((*LINKS, "link"))
+            why = "No other scenario with a forecast differs in a link alone" if varies else "The grid has one link only"
+            return Sentence(question=question, answer=f"{why}: nothing to compare.", scenarios=())
         best = upgrades[0]
         saved = best.seconds_from - best.seconds_to
-        if saved <= 0.0:
+        if saved <= TIE * best.seconds_from:
             text = f"None in the grid: {best.from_} is as good as any for {self._row(recommended)['name']}."
             return Sentence(question=question, answer=text, scenarios=(recommended,))
         text = (
@@ -291,7 +309,9 @@ class Questions:
             f"{row['name']}: {time_span(row['training_seconds'])} "
             f"(90 % between {time_span(row['training_low'])} and {time_span(row['training_high'])})"
         )
-        if pd.notna(row["cost"]):
+        if self.is_priced and pd.isna(row["cost"]):
+            text += ", cost unknown (no price is given)"
+        elif self.is_priced:
             text += (
                 f", {money(row['cost'], self.currency)} "
                 f"({money(row['cost_low'], self.currency)} to {money(row['cost_high'], self.currency)})"
@@ -304,9 +324,13 @@ def grouped(reason: str) -> tuple[str, ...]:
     return tuple(each.partition(": ")[0] for each in reason.split("; "))
 
 
-def _first(rows: pd.DataFrame, by: list[str]) -> int | None:
-    """The scenario that comes first; the lower number of equal ones."""
-    ordered = rows.dropna(subset=by[:1]).sort_values([*by, "scenario"], kind="stable")
+def _first(rows: pd.DataFrame, by: Sequence[str]) -> int | None:
+    """The scenario that is least in the first column, then in the others; where they are equal to within `TIE` the one with
+    the lesser link, then of fewer ranks, then the lower number. What is unknown is more than anything known."""
+    for name in by:
+        least = rows[name].min()
+        rows = rows if pd.isna(least) else rows[rows[name] <= least * (1.0 + TIE)]
+    ordered = rows.sort_values(["network_rate", "ranks", *by, "scenario"], kind="stable")
     return None if ordered.empty else int(ordered.iloc[0]["scenario"])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,6 +17,8 @@ from halocast.traces.workload import ExactSavings
 SAVINGS = tuple(field.name for field in fields(ExactSavings))
 PARTITIONS = {"metis": ("cut", "volume"), "random": (), "contiguous": ()}
 """Objectives by method of partitioning."""
+CALIBRATED = "calibrated"
+"""What a grid calls the machine that the costs are of, where it could name a device or a transport."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class Axis:
     table: str
     label: str
     unit: str = ""
-    is_name: bool = False
-    """Values are names, and have no range."""
+    has_range: bool = True
+    """Values are numbers that can be counted through."""
 
 
 AXES = {
@@ -37,19 +39,19 @@ AXES = {
         Axis("ranks", "cluster", "ranks"),
         Axis("hosts", "cluster", "hosts"),
         Axis("devices_per_host", "cluster", "devices a host"),
-        Axis("device", "cluster", "device", is_name=True),
-        Axis("network", "cluster", "network between hosts", is_name=True),
-        Axis("link", "cluster", "link", is_name=True),
-        Axis("inside", "cluster", "link inside a host", is_name=True),
+        Axis("device", "cluster", "device", has_range=False),
+        Axis("network", "cluster", "network between hosts", has_range=False),
+        Axis("link", "cluster", "link", has_range=False),
+        Axis("inside", "cluster", "link inside a host", has_range=False),
         Axis("hosts_per_switch", "cluster", "hosts a switch"),
         Axis("oversubscription", "cluster", "oversubscription", ": 1"),
-        Axis("transport", "cluster", "transport", is_name=True),
-        Axis("all_reduce", "cluster", "all-reduce", is_name=True),
-        Axis("method", "training", "method", is_name=True),
-        Axis("bits", "training", "width of messages", "bits"),
-        Axis("savings", "training", "lossless savings", is_name=True),
-        Axis("partition", "training", "partition", is_name=True),
-        Axis("layer", "model", "layer", is_name=True),
+        Axis("transport", "cluster", "transport", has_range=False),
+        Axis("all_reduce", "cluster", "all-reduce", has_range=False),
+        Axis("method", "training", "method", has_range=False),
+        Axis("bits", "training", "width of messages", "bits", has_range=False),
+        Axis("savings", "training", "lossless savings", has_range=False),
+        Axis("partition", "training", "partition", has_range=False),
+        Axis("layer", "model", "layer", has_range=False),
         Axis("layers", "model", "layers"),
         Axis("hidden", "model", "hidden width"),
         Axis("nodes", "growth", "growth of nodes", "times"),
@@ -94,7 +96,7 @@ def _names(name: str, names: Names, where: str) -> Callable[[object], Any]:
     catalogue = names.catalogue
     match name:
         case "device":
-            return lambda value: _known(value, ("calibrated", *catalogue.devices), where).replace("calibrated", "")
+            return lambda value: _own_or_known(value, catalogue.devices, where)
         case "network":
             return lambda value: _network(value, catalogue, where)
         case "inside":
@@ -102,7 +104,7 @@ def _names(name: str, names: Names, where: str) -> Callable[[object], Any]:
         case "link":
             return lambda value: _link(value, where)
         case "transport":
-            return lambda value: _known(value, ("calibrated", *catalogue.transports), where).replace("calibrated", "")
+            return lambda value: _own_or_known(value, catalogue.transports, where)
         case "all_reduce":
             return lambda value: _known(value, ("ring", "tree"), where)
         case "method":
@@ -125,6 +127,12 @@ def _known(value: object, allowed: Any, where: str) -> str:
     if text.lower() not in by_name:
         raise MisuseError(f"{where}: unknown '{text}'{nearest(text.lower(), by_name)}")
     return by_name[text.lower()]
+
+
+def _own_or_known(value: object, allowed: Iterable[str], where: str) -> str:
+    """One of the names, or "" for what was calibrated."""
+    found = _known(value, (CALIBRATED, *allowed), where)
+    return "" if found == CALIBRATED else found
 
 
 def _network(value: object, catalogue: Catalogue, where: str) -> str:

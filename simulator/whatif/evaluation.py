@@ -14,9 +14,9 @@ from halocast.simulator.forecast import Scenario, assign_uniform, beyond_range, 
 from halocast.simulator.network import star
 from halocast.simulator.observations import link_name, parse_link
 from halocast.simulator.placement import Hardware, costs_on, place, threads_of
-from halocast.simulator.whatif.axes import AXES, PRICE, Names, read_axis, savings_of
+from halocast.simulator.whatif.axes import AXES, CALIBRATED, PRICE, Names, read_axis, savings_of
 from halocast.simulator.whatif.change import UNCHANGED, Change
-from halocast.simulator.whatif.grid import CALIBRATED, Grid
+from halocast.simulator.whatif.grid import Grid, refuse_contradictions
 from halocast.simulator.whatif.points import PartKey, Point, resolve
 from halocast.simulator.whatif.structure import Structure
 from halocast.simulator.whatif.values import real
@@ -24,8 +24,10 @@ from halocast.traces.workload import LayerSpec, PartStatistics, Workload
 from halocast.words import money, round_span, time_span
 
 MISSES_MEMORY, MISSES_DEADLINE = "may need more memory than there is", "misses the deadline"
-MISSES_BUDGET = "is over the budget"
+MISSES_BUDGET, MISSES_PRICE = "is over the budget", "has no price, so its cost is unknown"
 SECONDS_AN_HOUR = 3600.0
+INSTEAD = {"ranks": "hosts", "network": "link", "link": "network"}
+"""Inputs that take the place of a grid's other one."""
 KEPT_STRUCTURES = 16
 """Programs that are kept for the next scenario that shares them: some 30 MB each at 64 ranks."""
 KEPT_FORECASTS = 4096
@@ -46,9 +48,9 @@ BINDS = {
     "exchange_exposed": "exchange",
     "all_reduce_exposed": "all-reduce",
     "posting_messages": "posting",
-    "wait": "waiting",
+    "wait": "between operations",
 }
-"""What an epoch is bound by, by the column that is largest."""
+"""What an epoch is bound by, by the column that is largest; `wait` is what is left: between operations, and for a core."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,12 @@ class Subject:
     """Of a rank; 0: its host's cores shared out."""
     hosts: str
     """What joins ranks of one machine where the grid says nothing: "local", or "shaped:RATE"."""
+    prefetch: int
+    """Rounds of sequential aggregation in flight."""
+    balance: str
+    """What parts of a partition have equally much of."""
+    seed: int
+    """Of partitions."""
 
 
 class Source(Protocol):
@@ -133,8 +141,11 @@ class Evaluator:
                 raise MisuseError(f"unknown input '{name}'{nearest(name, (*AXES, PRICE.name))}")
         given = {name: read_axis(name, [value], self.names, "point")[0] for name, value in point.items() if name in AXES}
         combination: dict[str, Any] = {name: values[0] for name, values in self.grid.axes.items()} | given
-        if "ranks" in given:
-            combination.pop("hosts", None)
+        for name, other in INSTEAD.items():
+            if name in given:
+                combination.pop(other, None)
+        per_host = ["devices_per_host"] if combination.get("devices_per_host") else []
+        refuse_contradictions([*given, *per_host], "point")
         price = self.grid.prices.of(combination["device"])
         combination[PRICE.name] = None if price is None else price.values[0]
         if PRICE.name in point:
@@ -277,6 +288,7 @@ class Evaluator:
             exact=savings_of(savings),
             value_bytes=subject.value_bytes,
             overlap=subject.overlap,
+            prefetch=subject.prefetch,
         )
         return Structure.of(
             Scenario(
@@ -355,7 +367,9 @@ class Evaluator:
             missed.append(f"{MISSES_MEMORY}: {peak / 1e9:.3g} GB of {room / 1e9:.3g} GB")
         if filters.deadline_seconds is not None and seconds > filters.deadline_seconds:
             missed.append(f"{MISSES_DEADLINE}: {time_span(seconds)} of {round_span(filters.deadline_seconds)}")
-        if filters.budget is not None and cost is not None and cost > filters.budget:
+        if filters.budget is not None and cost is None:
+            missed.append(MISSES_PRICE)
+        elif filters.budget is not None and cost > filters.budget:
             currency = self.grid.prices.currency
             missed.append(f"{MISSES_BUDGET}: {money(cost, currency)} of {money(filters.budget, currency)}")
         return missed

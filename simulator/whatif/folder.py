@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -81,6 +82,8 @@ class Manifest(Document):
     memory_bytes: int | None
     """Bytes, where the filter is not what the device has."""
     costs: CostsEntry
+    digest: str
+    """Of the catalogue, and of whatever of the run file no axis varies: a sweep goes on with the same only."""
     scenarios: int
     """How many rows there are, or will be."""
     finished: bool
@@ -188,10 +191,20 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_parts(folder: Path) -> pa.Table:
-    """The rows that are there so far, by scenario."""
-    found = [pq.read_table(path, schema=COLUMNS) for path in sorted((folder / PARTS).glob("*.parquet"))]
+    """The rows that are there so far, by scenario, each once. Raises MisuseError for a part that cannot be read."""
+    found = [_read_part(path) for path in sorted((folder / PARTS).glob("*.parquet"))]
     table = pa.concat_tables(found) if found else COLUMNS.empty_table()
-    return table.sort_by("scenario")
+    _, first = np.unique(table["scenario"].to_numpy(), return_index=True)  # a part may have been written twice
+    return table.take(first)
+
+
+def _read_part(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path, schema=COLUMNS)
+    except (OSError, pa.ArrowException) as error:
+        raise MisuseError(
+            f"{path} cannot be read ({_first_line(error)}): remove it, and go on with `halocast whatif --resume`"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ import numpy as np
 
 from halocast.errors import MisuseError, nearest
 from halocast.simulator.catalogue import Catalogue
-from halocast.simulator.whatif.axes import AXES, TABLES, Names, read_axis
+from halocast.simulator.whatif.axes import AXES, CALIBRATED, TABLES, Names, read_axis
 from halocast.simulator.whatif.values import read_bytes, read_seconds
 
 TOP_KEYS = ("data", "epochs", "partitions", "hardware")
@@ -51,10 +51,6 @@ class Prices:
 
     def of(self, device: str) -> Price | None:
         return self.by_device.get(device or CALIBRATED, self.default)
-
-
-CALIBRATED = "calibrated"
-"""What a grid calls the machine that the costs are of, where it could name a device."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +92,10 @@ class Grid:
             return
         longest = sorted(self.axes, key=lambda name: -len(self.axes[name]))
         axes = " × ".join(f"{name} {len(self.axes[name]):,}" for name in longest if len(self.axes[name]) > 1)
+        example = f', such as {longest[0]} = "1..64 x2"' if AXES[longest[0]].has_range else " to fewer of its values"
         raise MisuseError(
-            f"{origin} asks for {self.count:,} scenarios ({axes}): at most {most:,} (--most); thin {longest[0]}, "
-            f'such as {longest[0]} = "1..64 x2", or take some at random with --sample {min(most, 10_000)}'
+            f"{origin} asks for {self.count:,} scenarios ({axes}): at most {most:,} (--most); thin {longest[0]}{example}, "
+            f"or take some at random with --sample {min(most, 10_000)}"
         )
 
     def points(self, sample: int | None = None, seed: int = 0) -> Iterator[dict[str, Any]]:
@@ -181,7 +178,7 @@ def read_grid(document: Mapping[str, Any], names: Names, defaults: Mapping[str, 
     Raises MisuseError naming the key, what is allowed and the nearest match.
     """
     written: dict[str, object] = {name: value for table in TABLES for name, value in document.get(table, {}).items()}
-    _refuse_contradictions(written, origin)
+    refuse_contradictions(written, origin)
     axes = {name: read_axis(name, value, names, origin) for name, value in written.items()}
     axes = {name: axes[name] for name in AXES if name in axes} | {
         name: (value,) for name, value in defaults.items() if name not in axes
@@ -211,7 +208,8 @@ def read_grid(document: Mapping[str, Any], names: Names, defaults: Mapping[str, 
     )
 
 
-def _refuse_contradictions(written: Mapping[str, object], origin: str) -> None:
+def refuse_contradictions(written: Collection[str], origin: str) -> None:
+    """Raises MisuseError for keys that say the same thing twice, or half of it."""
     if "ranks" in written and "hosts" in written:
         raise MisuseError(f"{origin}: ranks and hosts both say how many: give hosts and devices_per_host, or ranks")
     if "hosts" in written and "devices_per_host" not in written:

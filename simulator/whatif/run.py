@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any, Protocol
 
 from halocast import __version__
 from halocast.errors import MisuseError
+from halocast.simulator.catalogue import Catalogue
 from halocast.simulator.costs import Costs
 from halocast.simulator.whatif.answers import Questions
-from halocast.simulator.whatif.axes import AXES, PRICE, Names
-from halocast.simulator.whatif.evaluation import Evaluator, Source
+from halocast.simulator.whatif.axes import AXES, CALIBRATED, PRICE, Names
+from halocast.simulator.whatif.evaluation import Evaluator, Source, Subject
 from halocast.simulator.whatif.folder import (
     MANIFEST,
     AxisEntry,
@@ -27,7 +29,7 @@ from halocast.simulator.whatif.folder import (
     read_manifest,
     read_parts,
 )
-from halocast.simulator.whatif.grid import CALIBRATED, Grid
+from halocast.simulator.whatif.grid import Grid
 from halocast.simulator.whatif.points import Point, distinct
 from halocast.simulator.whatif.sweep import Setup, sweep
 from halocast.simulator.whatif.table import finished
@@ -102,6 +104,7 @@ class Sweeping:
             budget=grid.filters.budget,
             memory_bytes=grid.filters.memory if isinstance(grid.filters.memory, int) else None,
             costs=CostsEntry(path=str(self.costs_path), machine=costs.machine, device=costs.device, digest=digest_of(costs)),
+            digest=digest_of_inputs(self.names.catalogue, subject),
             scenarios=len(self.points),
             finished=False,
             assumed=tuple(self._assumed()),
@@ -149,7 +152,16 @@ class Sweeping:
 
 
 def digest_of(costs: Costs) -> str:
-    return hashlib.sha256(costs.model_dump_json().encode()).hexdigest()[:16]
+    return _digest(costs.model_dump_json())
+
+
+def digest_of_inputs(catalogue: Catalogue, subject: Subject) -> str:
+    """Of what rows rest on beside the grid and the costs: hardware, and whatever of the run file no axis varies."""
+    return _digest(catalogue.model_dump_json(exclude={"notes"}) + json.dumps(asdict(subject), sort_keys=True))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def open_folder(folder: Path, sweeping: Sweeping, *, resume: bool, force: bool) -> None:
@@ -175,6 +187,7 @@ def _refuse_other(folder: Path, there: Manifest, asked: Manifest) -> None:
         "another sample": ((there.sample, there.seed), (asked.sample, asked.seed)),
         "other costs": (there.costs.digest, asked.costs.digest),
         "another graph": (there.graph, asked.graph),
+        "other hardware, or of a run file with other settings": (there.digest, asked.digest),
         "another version of halocast": (there.halocast, asked.halocast),
     }
     for what, (old, new) in same.items():

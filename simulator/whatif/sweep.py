@@ -169,8 +169,8 @@ def sweep(
                 unwritten += found
                 on_task(len(found), task.weight)
                 if time.monotonic() - written > FLUSH_SECONDS:
-                    writer.part(unwritten)
-                    unwritten, written = [], time.monotonic()
+                    handed_over, unwritten, written = unwritten, [], time.monotonic()
+                    writer.part(handed_over)  # interrupted here, they may be lost, but are not written twice
     finally:
         if unwritten:
             writer.part(unwritten)

@@ -87,7 +87,7 @@ def finished(rows: Sequence[Mapping[str, Any]], points: Sequence[Point]) -> pa.T
     series = pd.factorize(pd.Series([points[scenario].series for scenario in scenarios], dtype=object))[0]
     cost = _floats(table, "cost")
     feasible = table["feasible"].to_numpy(zero_copy_only=False).astype(bool)
-    price = ranks if np.isnan(cost[feasible]).all() else cost
+    price = ranks if np.isnan(cost).all() else cost  # a row without a price has no place beside rows with one
     tasks = pd.factorize(pd.Series([points[scenario].task for scenario in scenarios], dtype=object))[0]
     on_front = np.zeros(len(tasks), dtype=bool)
     for task in np.unique(tasks):

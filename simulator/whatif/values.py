@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from halocast.errors import MisuseError, nearest
@@ -91,17 +92,32 @@ def _steps(first: Number, last: Number, kind: str, step: Number | None, where: s
     least, allowed = (1, "a factor above 1") if kind == "x" else (0, "a step above 0")
     if last < first:
         raise MisuseError(f"{where}: the range goes down from {first:g} to {last:g}; write it upwards, or as a list")
-    if not step > least:
+    if not least < step < math.inf:
         raise MisuseError(f"{where}: a range by {kind}{step:g} never ends; allowed: {allowed}")
     if kind == "+":
         count = int((last - first) / step * (1 + 1e-12)) + 1
-        return Steps(first, step, count)
+        return Steps(first, _whole_step(step, where) if isinstance(first, int) and count > 1 else step, count)
     if first <= 0:
         raise MisuseError(f"{where}: a range by a factor cannot begin with {first:g}")
     count = int(math.log(last / first) / math.log(step) * (1 + 1e-12)) + 1
-    grown = (first * step**power for power in range(count))
-    whole = isinstance(first, int)
-    return tuple(dict.fromkeys(round(each) if whole else each for each in grown))
+    if isinstance(first, int):
+        return tuple(_whole_growth(first, step, count, where))
+    return tuple(first * step**power for power in range(count))
+
+
+def _whole_step(step: Number, where: str) -> int:
+    if isinstance(step, float) and not step.is_integer():
+        raise MisuseError(f"{where}: a range by +{step:g} leaves the whole numbers; allowed: a whole step, or a list")
+    return int(step)
+
+
+def _whole_growth(first: int, factor: Number, count: int, where: str) -> Iterator[int]:
+    exact = Fraction(str(factor))
+    for power in range(count):
+        value = first * exact**power
+        if value.denominator != 1:
+            raise MisuseError(f"{where}: a range by x{factor} leaves the whole numbers at {float(value):.9g}; write a list")
+        yield int(value)
 
 
 def _number(value: object, where: str) -> Number:
@@ -119,7 +135,7 @@ def whole(where: str, least: int) -> Callable[[object], int]:
 
     def read(value: object) -> int:
         number = _number(value, where)
-        if not float(number).is_integer() or not least <= number <= LARGEST:
+        if not least <= number <= LARGEST or not float(number).is_integer():
             raise MisuseError(f"{where} = {value}: allowed are whole numbers from {least} on")
         return int(number)
 

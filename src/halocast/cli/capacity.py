@@ -55,6 +55,9 @@ class GraphSource:
             overlap=config.method.overlap,
             threads=config.threads,
             hosts=config.hosts,
+            prefetch=config.method.prefetch,
+            balance=config.partition.balance,
+            seed=config.partition.seed,
         )
 
     def layers(self, layer: str, layers: int, hidden: int) -> tuple[LayerSpec, ...]:

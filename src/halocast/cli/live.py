@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import reprlib
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from halocast.cli.capacity import open_evaluator
 from halocast.cli.forecast import grouped
@@ -21,7 +24,7 @@ from halocast.simulator.whatif.axes import AXES
 from halocast.simulator.whatif.change import Change
 from halocast.simulator.whatif.evaluation import KEPT_STRUCTURES
 from halocast.simulator.whatif.points import Point, resolve
-from halocast.simulator.whatif.run import digest_of
+from halocast.simulator.whatif.run import digest_of, digest_of_inputs
 from halocast.words import byte_count, money, time_span
 
 LEAST_RATE, MOST_RATE = 0.01, 10_000.0
@@ -78,7 +81,7 @@ class Preparing:
 class Desk:
     """Answers moves of one what-if. What is not prepared is made in the background, one after the other, the newest first.
 
-    Raises MisuseError for costs that are not those of the folder.
+    Raises MisuseError for costs, hardware, a graph or a run file that are not those of the folder.
     """
 
     def __init__(self, whatif: WhatIf, costs: Costs, costs_path: Path) -> None:
@@ -89,10 +92,15 @@ class Desk:
             )
         self.whatif = whatif
         self.evaluator: Evaluator = open_evaluator(manifest.grid, costs, str(whatif.folder))
+        if digest_of_inputs(self.evaluator.names.catalogue, self.evaluator.subject) != manifest.digest:
+            raise MisuseError(
+                f"{whatif.folder} was made of another graph, run file or hardware file than are there now "
+                f"({manifest.grid.get('data')}): make it again with `halocast whatif`"
+            )
         self.view = View(whatif)
         self.start = self._start()
         self._ready: OrderedDict[tuple[Any, ...], None] = OrderedDict()
-        self._wanted: deque[Point] = deque()
+        self._wanted: OrderedDict[tuple[Any, ...], Point] = OrderedDict()
         self._failed: dict[tuple[Any, ...], str] = {}
         self._changed = threading.Condition()
         self._is_closed = False
@@ -161,15 +169,22 @@ class Desk:
             assert row is not None
             told = str(row[columns.get(name, name)])
             inputs[name] = next((value for value in values if _same(value, told)), values[0])
-        return Move(inputs, self.evaluator.grid.epochs)
+        price = None if row is None or pd.isna(row["price_per_hour"]) else float(row["price_per_hour"])
+        return Move(inputs, self.evaluator.grid.epochs, price=price)
+
+    def price_of(self, device: str) -> float | None:
+        """What a device costs an hour where nobody says: as in the scenario that the page begins with, else its first price."""
+        if device == self.start.inputs["device"] and self.start.price is not None:
+            return self.start.price
+        price = self.evaluator.grid.prices.of(device)
+        return None if price is None else price.values[0]
 
     def point_of(self, move: Move) -> Point:
         combination = {**self.start.inputs, **move.inputs}
         if move.rate is not None:
             combination[self.link] = f"{move.rate:g}gbit"
-        price = self.evaluator.grid.prices.of(combination["device"])
-        default = None if price is None else price.values[0]
-        return resolve({**combination, "price_per_hour": default if move.price is None else move.price})
+        price = self.price_of(combination["device"]) if move.price is None else move.price
+        return resolve({**combination, "price_per_hour": price})
 
     # -- answers ------------------------------------------------------------------------------------------------
 
@@ -237,9 +252,9 @@ class Desk:
         points = [self.point_of(self.start)]
         for control in self.controls:
             points += [self.point_of(Move({control.name: value}, self.start.epochs)) for value in control.values]
-        firsts = list({point.structure: point for point in points}.values())[:KEPT_STRUCTURES]
+        firsts = list({point.structure: point for point in points}.items())[:KEPT_STRUCTURES]
         with self._changed:
-            self._wanted.extend(reversed(firsts))
+            self._wanted.update(reversed(firsts))
         self._worker.start()
 
     def close(self) -> None:
@@ -255,9 +270,8 @@ class Desk:
                 return True
             if point.structure in self._failed:
                 raise MisuseError(self._failed.pop(point.structure))
-            if point in self._wanted:
-                self._wanted.remove(point)
-            self._wanted.append(point)
+            self._wanted[point.structure] = point
+            self._wanted.move_to_end(point.structure)
             self._changed.notify_all()
             return False
 
@@ -267,7 +281,7 @@ class Desk:
                 self._changed.wait_for(lambda: self._wanted or self._is_closed)
                 if self._is_closed:
                     return
-                point = self._wanted.pop()
+                _, point = self._wanted.popitem()
                 if point.structure in self._ready:
                     continue
             failure = ""
@@ -287,7 +301,7 @@ class Desk:
 def _number(name: str, value: object, least: float, most: float, *, whole: bool = False) -> float:
     """A finite number within bounds. Raises MisuseError."""
     kinds = int if whole else int | float
-    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value) or not least <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:  # nor is NaN
         kind = "a whole number" if whole else "a number"
         raise MisuseError(f"{name} = {_short(value)}: {kind} from {least:g} to {most:g} is expected")
     return float(value)
@@ -302,5 +316,5 @@ def _same(value: object, told: str) -> bool:
 
 
 def _short(value: object) -> str:
-    text = " ".join(repr(value).split())
+    text = " ".join(reprlib.repr(value).split())  # which bears any depth and length
     return text if len(text) <= 40 else f"{text[:39]}…"

@@ -46,7 +46,7 @@ def serve(folder: Path, *, costs: Path | None = None, host: str = LOCAL, port: i
     from halocast.cli.live import Desk
     from halocast.cli.web import make_app
     from halocast.reports.capacity import capacity_document
-    from halocast.reports.live import live_page
+    from halocast.reports.live import live_page, live_scripts
     from halocast.simulator.costs import Costs
     from halocast.simulator.whatif import read_whatif
 
@@ -60,8 +60,8 @@ def serve(folder: Path, *, costs: Path | None = None, host: str = LOCAL, port: i
         if not path.exists():
             raise MisuseError(f"{path}, which {folder} was made from, is not there: say where it is with --costs")
         desk = Desk(whatif, Costs.load(path), path)
-        page = live_page(capacity_document(whatif, str(folder)), live_of(desk))
-        app = make_app(desk, page, allowed_hosts(host))
+        document = capacity_document(whatif, str(folder))
+        app = make_app(desk, live_page(document, live_of(desk)), live_scripts(document), allowed_hosts(host))
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listening.getsockname()[1]}/"
         if not is_local(host):
@@ -134,9 +134,7 @@ def live_of(desk: Desk) -> dict[str, object]:
         if desk.is_priced
         else None,
         "prices": {
-            device: price.values[0]
-            for device in desk.evaluator.grid.axes["device"]
-            if (price := desk.evaluator.grid.prices.of(device)) is not None
+            device: price for device in desk.evaluator.grid.axes["device"] if (price := desk.price_of(device)) is not None
         },
         "epochs": {"most": MOST_EPOCHS, "start": desk.start.epochs},
         "parts": list(PARTS.values()),

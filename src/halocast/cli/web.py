@@ -5,32 +5,49 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from halocast.cli.live import Desk, Preparing
 from halocast.errors import MisuseError
 
 MOST_BYTES = 16_384
 """Of a question."""
-SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
-"""Scripts that run; data in a page stands in elements with a type."""
 
 
-def make_app(desk: Desk, page: str, hosts: Sequence[str]) -> Starlette:
-    """The application: `page` at /, forecasts at /api/forecast, for requests to one of `hosts` only."""
+class Headers:
+    """Middleware that gives every answer, refusals too, the same headers."""
+
+    def __init__(self, app: ASGIApp, headers: Mapping[str, str]) -> None:
+        self.app, self.headers = app, headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(self.headers)
+            await send(message)
+
+        await self.app(scope, receive, sending)
+
+
+def make_app(desk: Desk, page: str, scripts: Sequence[str], hosts: Sequence[str]) -> Starlette:
+    """The application: `page` at /, forecasts at /api/forecast, for requests to one of `hosts` only.
+
+    `scripts`: those of the page that may run.
+    """
     headers = {
-        "Content-Security-Policy": content_policy(page),
+        "Content-Security-Policy": content_policy(scripts),
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
         "Cross-Origin-Opener-Policy": "same-origin",
@@ -39,16 +56,16 @@ def make_app(desk: Desk, page: str, hosts: Sequence[str]) -> Starlette:
     }
 
     async def index(request: Request) -> Response:
-        return HTMLResponse(page, headers=headers)
+        return HTMLResponse(page)
 
     async def forecast(request: Request) -> Response:
         try:
             found = await run_in_threadpool(desk.answer, desk.read(await question(request, hosts)))
         except MisuseError as error:
-            return JSONResponse({"error": " ".join(str(error).split())}, status_code=422, headers=headers)
+            return JSONResponse({"error": " ".join(str(error).split())}, status_code=422)
         if isinstance(found, Preparing):
-            return JSONResponse({"preparing": found.text}, status_code=202, headers={**headers, "Retry-After": "1"})
-        return JSONResponse(found, headers=headers)
+            return JSONResponse({"preparing": found.text}, status_code=202, headers={"Retry-After": "1"})
+        return JSONResponse(found)
 
     @asynccontextmanager
     async def open_desk(_: Starlette) -> AsyncIterator[None]:
@@ -58,20 +75,26 @@ def make_app(desk: Desk, page: str, hosts: Sequence[str]) -> Starlette:
 
     return Starlette(
         routes=[Route("/", index), Route("/api/forecast", forecast, methods=["POST"])],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)],
+        middleware=[
+            Middleware(Headers, headers=headers),
+            Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
+        ],
         exception_handlers={
             404: plain(404, "there is only / and /api/forecast"),
             405: plain(405, "only GET / and POST /api/forecast"),
+            500: plain(500, "no answer: why is said where halocast serve runs", headers),  # made outside all middleware
         },
         lifespan=open_desk,
     )
 
 
-def plain(status: int, text: str) -> Callable[[Request, Exception], Awaitable[Response]]:
+def plain(
+    status: int, text: str, headers: Mapping[str, str] | None = None
+) -> Callable[[Request, Exception], Awaitable[Response]]:
     """One line for what is not there."""
 
     async def answer(request: Request, error: Exception) -> Response:
-        return JSONResponse({"error": text}, status_code=status)
+        return JSONResponse({"error": text}, status_code=status, headers=headers)
 
     return answer
 
@@ -79,7 +102,7 @@ def plain(status: int, text: str) -> Callable[[Request, Exception], Awaitable[Re
 async def question(request: Request, hosts: Sequence[str]) -> object:
     """The JSON of a request from this page. Raises MisuseError for anything else."""
     origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).hostname not in hosts:
+    if origin is not None and host_of(origin) not in hosts:
         raise MisuseError("a question from another site is not answered")
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise MisuseError("the question must be JSON: Content-Type: application/json")
@@ -94,11 +117,19 @@ async def question(request: Request, hosts: Sequence[str]) -> object:
         raise MisuseError(f"the question is not JSON: {error}") from error
 
 
-def content_policy(page: str) -> str:
-    """What the page may do: run the scripts that it was sent with, and ask this server."""
-    digests = sorted({base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in SCRIPT.findall(page)})
-    scripts = " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
+def host_of(origin: str) -> str | None:
+    """None where there is none, and for what is no address."""
+    try:
+        return urlsplit(origin).hostname
+    except ValueError:
+        return None
+
+
+def content_policy(scripts: Sequence[str]) -> str:
+    """What the page may do: run our own scripts, whatever others it may have come to hold, and ask this server."""
+    digests = sorted({base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts})
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
     return (
-        f"default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )

@@ -10,6 +10,9 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from html.parser import HTMLParser
+from importlib import resources
 
 import pandas as pd
 import pytest
@@ -18,7 +21,7 @@ from halocast.cli import run
 from halocast.errors import MisuseError
 from halocast.reports.capacity import capacity_document
 from halocast.reports.document import Picture
-from halocast.reports.live import live_page, pareto_scale
+from halocast.reports.live import live_page, live_scripts, pareto_scale
 from halocast.simulator.costs import Costs
 from halocast.simulator.whatif import read_whatif
 
@@ -46,7 +49,8 @@ def page(desk):
 
 @pytest.fixture(scope="module")
 def client(desk, page):
-    with TestClient(make_app(desk, page, allowed_hosts("127.0.0.1")), base_url=LOCAL) as found:
+    scripts = live_scripts(capacity_document(desk.whatif, "capacity"))
+    with TestClient(make_app(desk, page, scripts, allowed_hosts("127.0.0.1")), base_url=LOCAL) as found:
         yield found
 
 
@@ -148,6 +152,11 @@ def test_bad_questions_are_one_line(client, question, message):
         (" " * 20_000, {"Content-Type": "application/json"}, "longer than 16,384 bytes"),
         ("{}", {"Content-Type": "application/json", "Origin": "http://elsewhere.example"}, "another site"),
         ("{}", {"Content-Type": "application/json", "Origin": "null"}, "another site"),
+        ("{}", {"Content-Type": "application/json", "Origin": "http://["}, "another site"),
+        ('{"rate_gbit": %s}' % ("9" * 400), {"Content-Type": "application/json"}, "rate_gbit = 9999"),
+        ('{"epochs": %s}' % ("9" * 400), {"Content-Type": "application/json"}, "epochs = 9999"),
+        ('{"inputs": {"ranks": %s}}' % ("9" * 400), {"Content-Type": "application/json"}, "is not in the grid"),
+        ('{"inputs": {"ranks": ' + "[" * 900 + "]" * 900 + "}}", {"Content-Type": "application/json"}, "is not"),
     ],
 )
 def test_what_is_no_question_of_this_page_is_refused(client, body, headers, message):
@@ -160,6 +169,7 @@ def test_what_is_no_question_of_this_page_is_refused(client, body, headers, mess
 def test_a_name_that_is_not_ours_is_not_answered(client, host):
     for answer in (client.get("/", headers={"Host": host}), client.post("/api/forecast", json={}, headers={"Host": host})):
         assert answer.status_code == 400
+        assert_guarded(answer)
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/api/forecast", 405), ("GET", "/x", 404), ("POST", "/", 405)])
@@ -167,22 +177,71 @@ def test_there_is_nothing_else(client, method, path, status):
     answer = client.request(method, path)
     assert answer.status_code == status
     assert "error" in answer.json()
+    assert_guarded(answer)
 
 
-def test_the_page_may_run_only_the_scripts_it_was_sent_with(client):
+def assert_guarded(answer):
+    assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'; ")
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Referrer-Policy"] == "no-referrer"
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_a_failure_is_one_line_and_guarded_too(desk, page, monkeypatch):
+    monkeypatch.setattr(desk, "read", lambda document: 1 / 0)
+    app = make_app(desk, page, [], allowed_hosts("127.0.0.1"))
+    answer = TestClient(app, base_url=LOCAL, raise_server_exceptions=False).post("/api/forecast", json={})
+    assert (answer.status_code, list(answer.json())) == (500, ["error"])
+    assert_guarded(answer)
+
+
+class Scripts(HTMLParser):
+    """Elements of a page that run: scripts but those of data, by what stands in them."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.runs = [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.runs = tag == "script" and dict(attributes).get("type") != "application/json"
+        if self.runs:
+            assert attributes == []
+            self.found.append("")
+
+    def handle_endtag(self, tag):
+        self.runs = self.runs and tag != "script"
+
+    def handle_data(self, data):
+        if self.runs:
+            self.found[-1] += data
+
+
+def test_an_injected_script_is_not_allowed_to_run(desk, page):
+    bad = page.replace("</main>", "<script>alert(1)</script></main>")
+    scripts = live_scripts(capacity_document(desk.whatif, "capacity"))
+    answer = TestClient(make_app(desk, bad, scripts, allowed_hosts("127.0.0.1")), base_url=LOCAL).get("/")
+    assert "alert(1)" in answer.text
+    digest = base64.b64encode(hashlib.sha256(b"alert(1)").digest()).decode()
+    assert digest not in answer.headers["Content-Security-Policy"]
+
+
+def test_the_page_may_run_only_the_packages_scripts(client):
     answer = client.get("/")
     policy = answer.headers["Content-Security-Policy"]
-    scripts = re.findall(r"<script>(.*?)</script>", answer.text, re.DOTALL)
-    assert len(scripts) == 2
+    scripts = Scripts(answer.text).found
+    assets = resources.files("halocast.reports").joinpath("templates")
+    assert scripts == [f"\n{assets.joinpath(name).read_text()}\n" for name in ("page.js", "live.js")]
     for script in scripts:
         assert f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in policy
+    assert policy.count("sha256-") == len(scripts)
     assert policy.startswith("default-src 'none'; ")
     assert "unsafe-eval" not in policy
     assert "script-src 'unsafe-inline'" not in policy
     assert not re.search(r"<[^>]+\son[a-z]+=", answer.text)
     assert "eval(" not in "".join(scripts)
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert content_policy("<p>").count("script-src 'none'") == 1
+    assert content_policy([]).count("script-src 'none'") == 1
 
 
 def test_the_page_starts_with_the_recommended_scenario(desk, page):
@@ -193,6 +252,29 @@ def test_the_page_starts_with_the_recommended_scenario(desk, page):
     assert {control.name for control in desk.controls} == {"ranks", "device", "network", "method"}
     assert 'id="live-ranks"' in page
     assert page.index('id="live-heading"') < page.index('id="top"')
+
+
+def test_the_page_starts_with_the_recommended_price(served_folder, served_costs):
+    whatif = read_whatif(served_folder)
+    document = json.loads((served_folder / "whatif.json").read_text())
+    device = "A100" if whatif.table.loc[whatif.answers.recommended, "device"] == "A100" else "H100"
+    grid = document["grid"] | {"prices": {"currency": "EUR", "A100": [2.0, 1.0], "H100": [4.5, 2.25]}}
+    table = whatif.table.assign(price_per_hour=whatif.table["device"].map({"A100": 1.0, "H100": 2.25}))
+    lower = replace(whatif, manifest=whatif.manifest.model_copy(update={"grid": grid}), table=table)
+    own = Desk(lower, Costs.load(served_costs), served_costs)
+    price = {"A100": 1.0, "H100": 2.25}[device]
+    assert own.point_of(own.start).price_per_hour == price
+    assert live_of(own)["price"]["start"] == live_of(own)["prices"][device] == price
+    other = {"A100": "H100", "H100": "A100"}[device]
+    assert own.point_of(own.read({"inputs": {"device": other}})).price_per_hour == {"A100": 2.0, "H100": 4.5}[other]
+    assert own.point_of(own.read({"inputs": {"device": device}})).price_per_hour == price
+
+
+def test_what_is_wanted_is_kept_once_for_all_rates(served_folder, served_costs):
+    fresh = Desk(read_whatif(served_folder), Costs.load(served_costs), served_costs)
+    for rate in range(1, 50):
+        assert isinstance(fresh.answer(fresh.read({"inputs": inputs(ranks=4), "rate_gbit": rate})), Preparing)
+    assert len(fresh._wanted) == 1
 
 
 def test_markup_in_the_names_of_values_is_text(desk):
@@ -261,6 +343,14 @@ def test_other_costs_are_refused(served_folder, served_costs, tmp_path):
     other = tmp_path / "costs.json"
     other.write_text(json.dumps(document))
     assert run(["serve", str(served_folder), "--costs", str(other), "--port", "0"]) == 2
+
+
+def test_a_folder_of_other_settings_is_refused(served_folder, tmp_path, capsys):
+    shutil.copytree(served_folder, tmp_path / "other")
+    manifest = json.loads((tmp_path / "other" / "whatif.json").read_text())
+    (tmp_path / "other" / "whatif.json").write_text(json.dumps({**manifest, "digest": "another"}))
+    assert run(["serve", str(tmp_path / "other"), "--port", "0"]) == 2
+    assert "was made of another graph, run file or hardware file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ NETWORKS: Mapping[str, float] = {
 METHODS = (("full", ""), ("adaqp", "8"), ("adaqp", "4"), ("adaqp", "2"))
 EPOCHS = 10_000
 COMPONENTS = ("compute", "quantise", "exchange_exposed", "all_reduce_exposed", "posting_messages", "wait")
-BINDS = ("compute", "quantise", "exchange", "all-reduce", "posting", "waiting")
+BINDS = ("compute", "quantise", "exchange", "all-reduce", "posting", "between operations")
 
 
 def scenario_table(
@@ -256,6 +256,7 @@ def manifest_of(table: pd.DataFrame, deadline: float | None, *, finished: bool =
         "sample": None,
         "seed": 0,
         "costs": {"path": "costs.json", "machine": "a measured machine", "device": "A100", "digest": "feed"},
+        "digest": "beef",
         "scenarios": len(table),
         "finished": finished,
         "assumed": ["the network's rates are those of its catalogue entry"],

@@ -18,6 +18,7 @@ from halocast.cli.console import SweepProgress
 from halocast.errors import MisuseError
 from halocast.simulator.costs import Costs
 from halocast.simulator.whatif import Evaluator, WhatIf, read_whatif
+from halocast.simulator.whatif.folder import Writer
 from halocast.simulator.whatif.table import COLUMNS
 
 GRID = f"""
@@ -115,7 +116,7 @@ def test_parts_add_up_to_the_epoch(result: WhatIf, movable: Costs) -> None:
         "exchange_exposed": "exchange",
         "all_reduce_exposed": "all-reduce",
         "posting_messages": "posting",
-        "wait": "waiting",
+        "wait": "between operations",
     }
     assert known["binds"].tolist() == [words.get(name, name) for name in parts.idxmax(axis=1)]
 
@@ -206,7 +207,9 @@ def test_the_tornado_is_simulated(result: WhatIf) -> None:
     assert bars["compute_speed"].seconds_low > row["training_seconds"] > bars["compute_speed"].seconds_high
     assert row["ranks"] == 1
     assert set(bars) == {"compute_speed", "gap", "price", "epochs"}  # nothing is sent
-    swings = [abs(bar.seconds_high - bar.seconds_low) for bar in result.answers.tornado]
+    *others, last = result.answers.tornado
+    assert last.input == "epochs"  # 20 % whatever the scenario is
+    swings = [abs(bar.seconds_high - bar.seconds_low) for bar in others]
     assert swings == sorted(swings, reverse=True)
 
 
@@ -257,6 +260,83 @@ def test_interrupted_and_gone_on_with(
     assert run(command(grid, movable_file, out, "--resume")) == 0
     assert pq.read_table(out / "scenarios.parquet").equals(pq.read_table(folder / "scenarios.parquet"))
     assert (out / "answers.json").read_text() == (folder / "answers.json").read_text()
+
+
+def test_interrupted_while_rows_are_written_they_are_there_once(
+    grid: Path, movable_file: Path, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("halocast.simulator.whatif.sweep.FLUSH_SECONDS", 0.0)
+        monkeypatch.setattr("halocast.simulator.whatif.sweep.TASK_SECONDS", 1e-6)
+        write = Writer.part
+
+        def interrupted(writer: Writer, rows: Any) -> None:
+            write(writer, rows)
+            monkeypatch.setattr(Writer, "part", write)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Writer, "part", interrupted)
+        assert run(command(grid, movable_file, out)) == 130
+    (first,) = (out / "parts").iterdir()
+    shutil.copy(first, out / "parts" / "00007.parquet")  # as older sweeps may have left it
+    so_far = read_whatif(out).table
+    assert len(so_far) > 0
+    assert so_far["scenario"].is_unique
+    assert run(command(grid, movable_file, out, "--resume")) == 0
+    assert pq.read_table(out / "scenarios.parquet").equals(pq.read_table(folder / "scenarios.parquet"))
+
+
+def test_a_damaged_part_is_named_with_the_way_out(
+    grid: Path, movable_file: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        Interruption(monkeypatch, after=3)
+        assert run(command(grid, movable_file, out)) == 130
+    (part,) = (out / "parts").iterdir()
+    part.write_bytes(part.read_bytes()[:-20])
+    capsys.readouterr()
+    assert run(command(grid, movable_file, out, "--resume")) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("halocast: ")]
+    assert f"{part} cannot be read" in line
+    assert "remove it, and go on with `halocast whatif --resume`" in line
+    with pytest.raises(MisuseError, match="cannot be read"):
+        read_whatif(out)
+    part.unlink()
+    assert run(command(grid, movable_file, out, "--resume")) == 0
+    assert pq.read_table(out / "scenarios.parquet").equals(pq.read_table(folder / "scenarios.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("of", "there", "then"),
+    [
+        ("run file", 'dtype = "float32"', 'dtype = "float64"'),
+        ("run file", "overlap = true", "overlap = false"),
+        ("run file", "threads = 0", "threads = 2"),
+        ("run file", 'hosts = "shaped:100mbit"', 'hosts = "local"'),
+        ("run file", 'balance = "nodes"\nseed = 0', 'balance = "nodes"\nseed = 1'),
+        ("run file", 'balance = "nodes"', 'balance = "edges"'),
+        ("run file", "[method]", "[method]\nprefetch = 2"),
+        ("hardware", "value = 1e9", "value = 2e9"),
+    ],
+)
+def test_files_that_have_changed_since_are_not_gone_on_with(
+    of: str, there: str, then: str, movable_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, data, path = tmp_path / "own.toml", tmp_path / "run.toml", tmp_path / "grid.toml"
+    figure = 'value = {}, source = "own", date = "2026"'.format
+    own.write_text(f'[networks.mine]\ntitle = "own"\nrate = {{ {figure("1e9")} }}\nlatency_seconds = {{ {figure(0)} }}\n')
+    data.write_text(RUN_FILE.read_text())
+    path.write_text(f'data = "{data}"\nepochs = 1\nhardware = "{own}"\n[cluster]\nranks = 1\nnetwork = "mine"\n')
+    assert run(command(path, movable_file, tmp_path / "out")) == 0
+    assert run(command(path, movable_file, tmp_path / "out", "--resume")) == 0
+    changed = data if of == "run file" else own
+    assert there in changed.read_text()
+    changed.write_text(changed.read_text().replace(there, then))
+    capsys.readouterr()
+    assert run(command(path, movable_file, tmp_path / "out", "--resume")) == 2
+    assert "holds a sweep of other hardware, or of a run file with other settings" in capsys.readouterr().err
 
 
 def test_going_on_with_a_finished_folder_repeats_its_answers(
@@ -424,6 +504,7 @@ def test_hardware_of_ones_own_brings_its_price(movable_file: Path, tmp_path: Pat
         (lambda folder: (folder / "whatif.json").write_text("{"), "is not JSON"),
         (lambda folder: _edit(folder, schema_version=2), "what-if of schema 2; this halocast reads 1"),
         (lambda folder: _edit(folder, colour="red"), "colour"),
+        (lambda folder: _edit(folder, digest=None), "digest"),
         (lambda folder: (folder / "scenarios.parquet").write_bytes(b"no"), "make it again with `halocast whatif`"),
         (lambda folder: (folder / "answers.json").write_text("{}"), "make it again with `halocast whatif`"),
     ],

@@ -9,9 +9,10 @@ from typing import Any
 from unittest.mock import ANY
 
 import pytest
-from tests.unit.simulator.whatif.grids import RUN_FILE
+from tests.unit.simulator.whatif.grids import RUN_FILE, grid_of
 
 from halocast.cli import run
+from halocast.cli.capacity import open_evaluator
 from halocast.errors import MisuseError
 from halocast.simulator.costs import Costs
 from halocast.simulator.pricing import OperationTable
@@ -46,6 +47,10 @@ ASKED = [
         {"ranks": 4, **H100, "savings": "labelled_gradients_only", "partition": "metis/volume", "hidden": 32, "layers": 2},
         ["--ranks", "4", "--device", "h100", "--network", "ethernet-100g", "--hidden", "32", "--layers", "2",
          "--set", "method.exact.labelled_gradients_only=true", "--set", "partition.objective=volume"],
+    ),
+    (
+        {"ranks": 4, **H100, "method": "sar"},
+        ["--ranks", "4", "--device", "h100", "--network", "ethernet-100g", "--method", "sar"],
     ),
     ({"ranks": 1, **H100}, ["--ranks", "1", "--device", "h100", "--network", "ethernet-100g"]),
 ]  # fmt: skip
@@ -90,6 +95,27 @@ def test_a_row_is_the_forecast(
     assert row["peak_high"] == max(said["peak_high"])
     assert row["training_seconds"] == pytest.approx(100 * said["epoch_seconds"])
     assert row["feasible"]
+
+
+@pytest.mark.parametrize("prefetch", [0, 3])
+def test_rounds_in_flight_are_the_run_files(
+    prefetch: int,
+    movable: Costs,
+    movable_file: Path,
+    cache: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(RUN_FILE.read_text().replace("[method]", f"[method]\nprefetch = {prefetch}"))
+    flags = ["--data", str(path), "--ranks", "4", "--device", "h100", "--network", "1gbit", "--method", "sar"]
+    monkeypatch.setenv("HALOCAST_CACHE", str(cache))
+    assert run(["forecast", str(movable_file), *flags, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)["forecast"]
+    cluster = {"ranks": 4, "device": "H100", "network": "1gbit"}
+    row = open_evaluator(grid_of(data=str(path), cluster=cluster, training={"method": "sar"}), movable, "grid").row({})
+    assert row["epoch_seconds"] == pytest.approx(said["epoch_seconds"], rel=1e-12)
 
 
 def test_more_ranks_than_partitions_are_fitted_as_in_a_forecast(
@@ -185,6 +211,27 @@ def test_a_misspelt_point_is_refused(free: Evaluator, point: dict[str, Any], mes
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        ({"hosts": 2}, "point: hosts needs devices_per_host: ranks are their product"),
+        ({"hosts": 2, "ranks": 4, "devices_per_host": 2}, "point: ranks and hosts both say how many"),
+        ({"ranks": 2, "link": "1gbit", "network": "1gbit"}, "point: network and link both say what joins the ranks"),
+    ],
+)
+def test_a_point_contradicts_itself_as_little_as_a_grid(free: Evaluator, point: dict[str, Any], message: str) -> None:
+    with pytest.raises(MisuseError, match=message):
+        free.row(point)
+
+
+def test_a_point_replaces_what_the_grid_says_otherwise(evaluator: Callable[..., Evaluator]) -> None:
+    by_link = evaluator(cluster={"ranks": 2, "link": ["100mbit", "1gbit"]})
+    assert by_link.row({"network": "25gbit"}) == evaluator(cluster={"ranks": 2, "network": "25gbit"}).row({})
+    by_hosts = evaluator(cluster={"hosts": 2, "devices_per_host": 2, **H100, "inside": "pcie-5"})
+    assert by_hosts.row({"hosts": 1})["ranks"] == 2
+    assert by_hosts.row({"ranks": 4})["hosts"] == 2
+
+
 def test_growth_is_assumed_and_widens_the_interval(evaluator: Callable[..., Evaluator]) -> None:
     grows = evaluator(cluster={"ranks": [4], **H100}, growth={"nodes": ["x1", "x10"], "edges": ["x1", "x10"]})
     usual, grown = grows.row({}), grows.row({"nodes": 10, "edges": 10})
@@ -219,7 +266,8 @@ def test_the_widest_bar_is_what_binds(free: Evaluator) -> None:
     by_input = {bar.input: bar for bar in bars}
     assert set(by_input) == {"compute_speed", "link_rate", "latency", "message_costs", "message_bytes", "gap", "epochs"}
     assert usual["binds"] == "exchange"
-    assert {bar.input for bar in bars[:3]} == {"epochs", "link_rate", "message_bytes"}
+    assert {bar.input for bar in bars[:2]} == {"link_rate", "message_bytes"}
+    assert bars[-1].input == "epochs"
     link = by_input["link_rate"]
     assert (link.low, link.high) == ("0.16 Gbit/s", "0.24 Gbit/s")
     slow, fast = free.row({**_named(point), "network": "160mbit"}), free.row({**_named(point), "network": "240mbit"})

@@ -10,7 +10,7 @@ import pytest
 
 from halocast.errors import MisuseError
 from halocast.simulator.catalogue import load_catalogue
-from halocast.simulator.whatif.axes import Names
+from halocast.simulator.whatif.axes import Names, read_axis
 from halocast.simulator.whatif.grid import Grid, check_keys, read_grid
 from halocast.simulator.whatif.points import distinct, resolve
 
@@ -192,3 +192,18 @@ def test_random_grids_are_counted_as_they_are_walked() -> None:
         values = {"ranks": draw.sample(range(1, 99), draw.randint(1, 4)), "hosts_per_switch": draw.sample(range(9), 2)}
         grid = read(cluster=values, model={"hidden": draw.sample(range(1, 99), draw.randint(1, 3))})
         assert grid.count == len(list(grid.points()))
+
+
+def test_a_range_is_suggested_for_numbers_only() -> None:
+    grid = read(cluster={"network": [f"{rate}gbit" for rate in range(1, 41)], "ranks": [1, 2]})
+    with pytest.raises(MisuseError, match=r"thin network to fewer of its values, or take some at random with --sample 50$"):
+        grid.refuse_many(50, "g.toml")
+    widths = read(training={"method": "adaqp", "bits": [2, 4, 8]})
+    with pytest.raises(MisuseError, match="thin bits to fewer of its values"):
+        widths.refuse_many(2, "g.toml")
+
+
+def test_a_device_may_be_called_much_like_the_calibrated_one() -> None:
+    devices = {**NAMES.catalogue.devices, "calibrated-x": NAMES.catalogue.devices["H100"]}
+    names = Names(NAMES.catalogue.model_copy(update={"devices": devices}), NAMES.layers)
+    assert read_axis("device", ["calibrated-x", "Calibrated"], names, "g.toml") == ("calibrated-x", "")

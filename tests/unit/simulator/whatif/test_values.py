@@ -22,7 +22,9 @@ def counts(value: object) -> list[int]:
         ([8, 2, 8, "4"], [8, 2, 4]),
         ("1..64 x2", [1, 2, 4, 8, 16, 32, 64]),
         ("1..100 x3", [1, 3, 9, 27, 81]),
-        ("2..9 x1.5", [2, 3, 4, 7]),  # 2, 3, 4.5 to even, 6.75
+        ("4..9 x1.5", [4, 6, 9]),
+        ("10..11 x1.1", [10, 11]),  # exactly, though 10 * 1.1 is not in binary
+        ("2..9 +2.0", [2, 4, 6, 8]),
         ("64..512 +64", [64, 128, 192, 256, 320, 384, 448, 512]),
         ("2..5", [2, 3, 4, 5]),
         ("7..7", [7]),
@@ -60,6 +62,12 @@ def test_fractions_have_ranges_too() -> None:
         ("1..8 x1", "never ends; allowed: a factor above 1"),
         ("1..8 +0", "never ends; allowed: a step above 0"),
         ("1..8 x", "'1..8 x' is no number"),
+        ("1..3 +0.5", "a range by +0.5 leaves the whole numbers; allowed: a whole step, or a list"),
+        ({"from": 1, "to": 3, "step": 1.5}, "a range by +1.5 leaves the whole numbers"),
+        ("2..9 x1.5", "a range by x1.5 leaves the whole numbers at 4.5; write a list"),
+        ("1..1000000000 x1.0000001", "a range by x1.0000001 leaves the whole numbers at 1.0000001"),
+        ("1..8 +inf", "never ends; allowed: a step above 0"),
+        (10**400, "allowed are whole numbers from 1 on"),
         (2.5, "ranks = 2.5"),
         (True, "'True' is no number"),
         ("many", "'many' is no number"),
