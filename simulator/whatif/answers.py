@@ -165,9 +165,9 @@ class Questions:
         return any(len(self.grid.axes.get(name, ())) > 1 for name in names)
 
     def _series_name(self, scenario: int) -> str:
-        """The name without its ranks."""
+        """The name without its ranks and its price."""
         ranks, _, rest = str(self._row(scenario)["name"]).partition(" x ")
-        return rest or ranks
+        return ", ".join(part for part in (rest or ranks).split(", ") if not part.endswith(" an hour"))
 
     def _knee_sentence(self, knees: Sequence[Knee]) -> Sentence:
         question = "Where does adding ranks stop paying (less than half a rank's work for each)?"

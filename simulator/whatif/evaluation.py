@@ -204,14 +204,17 @@ class Evaluator:
         return 0.0 if joined in ("", "unshaped") else self.names.catalogue.rate_and_latency(joined)[0]
 
     def name_of(self, point: Point) -> str:
-        """Short, for people: what the grid varies, and always ranks, device, network and method."""
-        joined = point.network or point.link
+        """Short, for people: what the grid varies, and always ranks, device, network and method.
+
+        One rank sends nothing: neither network nor method is named.
+        """
+        joined = [each for each in (point.network or point.link,) if each]
         words = [f"{point.ranks} x {point.device or CALIBRATED}"]
-        words += [joined] if joined else []
-        words.append(f"{point.method} {point.bits} bits" if point.bits else point.method)
+        if point.ranks > 1:
+            words += [*joined, f"{point.method} {point.bits} bits" if point.bits else point.method]
         extra = {
             "inside": f"{point.inside} inside" if point.inside else "",
-            "devices_per_host": f"{point.devices_per_host} a host",
+            "devices_per_host": f"{point.devices_per_host} a host" if point.ranks > 1 else "",
             "hosts_per_switch": f"{point.hosts_per_switch} hosts a switch" if point.hosts_per_switch else "",
             "oversubscription": f"oversubscribed {point.oversubscription:g} : 1" if point.oversubscription > 1.0 else "",
             "transport": point.transport,
@@ -226,8 +229,8 @@ class Evaluator:
         }
         words += [text for name, text in extra.items() if text and len(self.grid.axes.get(name, ())) > 1]
         price = self.grid.prices.of(point.device)
-        if price is not None and len(price.values) > 1:
-            words.append(f"at {point.price_per_hour:g} an hour")
+        if price is not None and len(price.values) > 1 and point.price_per_hour is not None:
+            words.append(f"at {money(point.price_per_hour, self.grid.prices.currency)} an hour")
         return ", ".join(words)
 
     # -- forecasts ----------------------------------------------------------------------------------------------

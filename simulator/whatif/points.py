@@ -13,6 +13,10 @@ TASK = ("layer", "layers", "hidden", "nodes_factor", "edges_factor")
 """Inputs, and columns of the table, that say what is to be trained: the model and how large the graph has become."""
 
 
+COUNTED = ("ranks", "price_per_hour")
+SPREAD = ("devices_per_host", "inside")
+
+
 @dataclass(frozen=True)
 class Point:
     """Inputs of one scenario; names as in the catalogue, "" for as calibrated or as the run file has it."""
@@ -55,8 +59,13 @@ class Point:
 
     @property
     def series(self) -> tuple[Any, ...]:
-        """All inputs but how many ranks there are."""
-        return tuple(getattr(self, field.name) for field in fields(self) if field.name != "ranks")
+        """All inputs but how many ranks there are, and what they cost."""
+        return tuple(getattr(self, field.name) for field in fields(self) if field.name not in COUNTED)
+
+    @property
+    def scaling(self) -> tuple[Any, ...]:
+        """The same, however ranks are spread over hosts: a host of four has no fewer than four to be compared with."""
+        return tuple(getattr(self, field.name) for field in fields(self) if field.name not in (*COUNTED, *SPREAD))
 
     @property
     def task(self) -> tuple[Any, ...]:

@@ -84,7 +84,7 @@ def finished(rows: Sequence[Mapping[str, Any]], points: Sequence[Point]) -> pa.T
     table = to_table(ordered)
     seconds, ranks = _floats(table, "training_seconds"), _floats(table, "ranks")
     scenarios = [int(row["scenario"]) for row in ordered]
-    series = pd.factorize(pd.Series([points[scenario].series for scenario in scenarios], dtype=object))[0]
+    scaling = pd.factorize(pd.Series([points[scenario].scaling for scenario in scenarios], dtype=object))[0]
     cost = _floats(table, "cost")
     feasible = table["feasible"].to_numpy(zero_copy_only=False).astype(bool)
     price = ranks if np.isnan(cost).all() else cost  # a row without a price has no place beside rows with one
@@ -93,18 +93,27 @@ def finished(rows: Sequence[Mapping[str, Any]], points: Sequence[Point]) -> pa.T
     for task in np.unique(tasks):
         on_front |= front(seconds, price, feasible & (tasks == task))  # a smaller graph is no better way to train a larger one
     columns = {
-        "efficiency": pa.array(efficiency(series, ranks, seconds), pa.float64(), from_pandas=True),
-        "on_front": pa.array(on_front),
+        "efficiency": pa.array(efficiency(scaling, ranks, seconds), pa.float64(), from_pandas=True),
+        "on_front": pa.array(on_front & ~alike(seconds, price, on_front, _floats(table, "network_rate"))),
     }
     for name, values in columns.items():
         table = table.set_column(table.schema.get_field_index(name), COLUMNS.field(name), values)
     return table
 
 
+def alike(seconds: Floats, price: Floats, on_front: npt.NDArray[np.bool_], rate: Floats) -> npt.NDArray[np.bool_]:
+    """[rows] whether another row of the front is equal in both, with a lesser link or an earlier number: one stands for all."""
+    rows = pd.DataFrame({"seconds": seconds, "price": price, "rate": rate})[on_front].sort_values("rate", kind="stable")
+    repeated = np.zeros(len(seconds), dtype=bool)
+    repeated[rows.index[rows.duplicated(["seconds", "price"])]] = True
+    return repeated
+
+
 def efficiency(series: npt.NDArray[np.intp], ranks: Floats, seconds: Floats) -> Floats:
-    """[rows] speed-up a rank over the fewest ranks of the row's series that have a forecast; NaN where there is none."""
+    """[rows] speed-up a rank over the fewest ranks of the row's series that have a forecast (of several such rows the fastest);
+    NaN where there is none."""
     spent = pd.DataFrame({"series": series, "ranks": ranks, "spent": ranks * seconds}).dropna()
-    base = spent.sort_values("ranks", kind="stable").groupby("series")["spent"].first()
+    base = spent.sort_values(["ranks", "spent"], kind="stable").groupby("series")["spent"].first()
     found = spent["series"].map(base) / spent["spent"]
     return np.asarray(found.reindex(range(len(series))), dtype=np.float64)
 

@@ -74,7 +74,8 @@ def test_every_combination_has_a_row(result: WhatIf) -> None:
     assert len(table) == 5 * 2 * 2 * 3 == result.manifest.scenarios
     assert table["scenario"].tolist() == list(range(60))
     assert list(table.columns) == COLUMNS.names
-    assert table["name"].is_unique
+    assert table.loc[table["ranks"] > 1, "name"].is_unique
+    assert set(table.loc[table["ranks"] == 1, "name"]) == {"1 x A100", "1 x H100"}  # nothing is sent, whatever the network
     assert "4 x H100, ethernet-10g, adaqp 2 bits" in set(table["name"])
     manifest = result.manifest
     assert [axis.name for axis in manifest.axes] == ["ranks", "device", "network", "method", "bits"]
@@ -127,6 +128,25 @@ def test_efficiency_is_of_the_series(result: WhatIf) -> None:
         base = series[series["ranks"] == 1].iloc[0]
         expected = base["epoch_seconds"] / series["epoch_seconds"] / series["ranks"]
         assert np.allclose(series["efficiency"], expected)
+
+
+def test_hosts_of_many_are_compared_with_the_fewest_ranks_there_are(movable_file: Path, tmp_path: Path) -> None:
+    """Four ranks a host have no fewer than four to begin with, and yet are no 100 % of one."""
+    path = tmp_path / "grid.toml"
+    path.write_text(
+        f'data = "{RUN_FILE}"\nepochs = 10\n[cluster]\nranks = [1, 4, 8]\ndevice = "H100"\nnetwork = "ethernet-25g"\n'
+        'devices_per_host = [1, 4]\ninside = "nvlink-4"\n[prices]\ncurrency = "EUR"\nH100 = [2, 3]\n'
+    )
+    assert run(command(path, movable_file, tmp_path / "out")) == 0
+    found = read_whatif(tmp_path / "out")
+    known = found.table.dropna(subset=["epoch_seconds"])
+    (alone,) = set(known.loc[known["ranks"] == 1, "epoch_seconds"])
+    assert np.allclose(known["efficiency"], alone / known["epoch_seconds"] / known["ranks"])
+    assert set(known.loc[known["devices_per_host"] == 4, "ranks"]) == {4, 8}
+    front = found.table[found.table["on_front"]]
+    assert not front.duplicated(["training_seconds", "cost"]).any()
+    assert found.answers is not None
+    assert len({each.series for each in found.answers.knees}) == len(found.answers.knees)  # two prices are one curve
 
 
 def test_answers_are_what_a_search_of_the_table_finds(result: WhatIf) -> None:
@@ -369,7 +389,7 @@ def test_what_is_not_the_same_is_not_gone_on_with(
 def test_a_sample_is_rows_of_the_whole(grid: Path, movable_file: Path, result: WhatIf, tmp_path: Path) -> None:
     assert run(command(grid, movable_file, tmp_path / "out", "--sample", "20", "--seed", "4")) == 0
     some = read_whatif(tmp_path / "out").table
-    whole = result.table.set_index("name")
+    whole = result.table.groupby("name").first()
     assert 10 <= len(some) <= 20  # combinations without sense are told once
     assert some["epoch_seconds"].to_numpy() == pytest.approx(whole.loc[some["name"], "epoch_seconds"].to_numpy(), nan_ok=True)
 
