@@ -1,10 +1,12 @@
 """Chakra files against a decoder of protobuf's wire format written here, with the field numbers of et_def.proto."""
 
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from synthetic import Scenario, synthetic_manifest, write_synthetic_run
+from tests.support.simulated import simulated
 
 from halocast.errors import MisuseError, RunError
 from halocast.traces.epochs import one_epoch
@@ -168,6 +170,44 @@ def test_a_recorded_epoch_replays_as_it_ran(run, tmp_path):
     assert sizes == taken
     assert len(sizes) == len(epoch.messages)
     assert sum(sizes.values()) == epoch.messages["bytes_out"].sum()
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+@pytest.mark.parametrize("ranks", [3, 4])
+def test_rounds_in_flight_at_once_are_each_depended_on(tmp_path, ranks, prefetch):
+    """Method sar: what follows a wait depends on what that round's giver sent, as the program says."""
+    trace, simulation = simulated(tmp_path / "trace", ranks, prefetch=prefetch)
+    paths = export_chakra(trace, tmp_path / "et")
+    assert check_chakra(trace, paths) == []
+    for rank, (path, work) in enumerate(zip(paths, simulation.work, strict=True)):
+        _, nodes = decode(path)
+        taken = {}  # (exchange, sender): the operation that follows the wait
+        for index, flight in work.flights.items():
+            senders = {message.peer for message in getattr(work.operations[flight], "incoming", ())}
+            if work.operations[index].peer in senders:
+                following = next(i for i in range(index, len(work.operations)) if not isinstance(work.operations[i], Wait))
+                taken[flight, work.operations[index].peer] = following
+        steps = [index for index, each in enumerate(work.operations) if not isinstance(each, Wait)]
+        operation_of = dict(zip((node["id"] for node in nodes if node["type"] == COMPUTE), steps, strict=True))
+        posts = [index for index in steps if isinstance(work.operations[index], Exchange)]
+        receives = {}  # node: (exchange, sender); a round's come right before what it costs to post it
+        for node in (node for node in nodes if node["type"] == RECEIVE):
+            posted = next(operation_of[each] for each in sorted(operation_of) if each > node["id"])
+            assert posted in posts
+            receives[node["id"]] = posted, node["attributes"]["comm_src"][1]
+        depended = {}
+        for node in reversed(nodes):
+            depended |= {receives[each]: operation_of.get(node["id"]) for each in node["deps"] if each in receives}
+        assert depended == taken
+        assert len(depended) == len(receives) == (trace.messages.query("rank == @rank")["bytes_in"] > 0).sum()
+
+
+def test_the_check_finds_a_receive_that_nothing_depends_on(tmp_path):
+    trace = write_pair(tmp_path / "trace")
+    forgetful = replace(trace, spans=trace.spans[(trace.spans["op"] != "Wait") | (trace.spans["peer"] < 0)])
+    paths = export_chakra(forgetful, tmp_path / "et")
+    said = "1 receives are not what the operation after their wait depends on, such as Receive from"
+    assert check_chakra(trace, paths) == [f"rank {rank}: {said} {1 - rank} layer 0 forward" for rank in range(2)]
 
 
 def test_the_median_epoch_or_the_one_asked_for(tmp_path):
