@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from halocast.reports.figures import BLUE, GRID, IDLE, MARKS, ORANGE, PURPLE, SKY, VERMILION
-from halocast.simulator.observations import WARM_UP_EPOCHS
+from halocast.traces.epochs import steady_epochs as steady_epochs
 from halocast.traces.flights import peers_flights, rounds, waits_with_flights
 from halocast.traces.trace import COMMUNICATION, COMPUTE, TRAIN, Trace
 
@@ -70,21 +70,6 @@ class RankTimes:
         others = max(1, len(self.parts) - 1)
         late = self.waits.groupby("culprit")["late"].sum() / (others * len(self.epochs))
         return late.reindex(self.parts.index, fill_value=0.0)
-
-
-def steady_epochs(trace: Trace) -> tuple[int, ...]:
-    """Training epochs that every rank took to the end, the first ones left out where enough remain."""
-    spans = trace.spans[trace.spans["phase"] == TRAIN]
-    operations = spans.groupby(["epoch", "rank"]).size().unstack(fill_value=0)
-    if operations.empty:
-        return ()
-    ended = spans[spans["op"] == "Step"].groupby("epoch")["rank"].nunique().reindex(operations.index, fill_value=0)
-    whole = (ended == trace.manifest.world_size).to_numpy()
-    if not ended.any():  # a program without an optimiser step
-        whole = (operations == operations.max()).all(axis=1).to_numpy()
-    epochs = [int(epoch) for epoch in operations.index[whole]]
-    steady = [epoch for epoch in epochs if epoch >= WARM_UP_EPOCHS]
-    return tuple(steady or epochs)
 
 
 def rank_times(trace: Trace) -> RankTimes | None:

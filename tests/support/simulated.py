@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tests.unit.simulator.parts import workload
 
 from halocast.runtime.programs import METHODS
 from halocast.runtime.programs.adaqp import uniform_bits
@@ -18,6 +17,7 @@ from halocast.simulator.timeline import write_timeline
 from halocast.traces.operations import AllReduce, Exchange, Operation
 from halocast.traces.trace import Trace, read_trace
 from halocast.traces.workload import ExactSavings, RankView
+from tests.unit.simulator.parts import workload
 
 SAVINGS = replace(ExactSavings.none(), labelled_gradients_only=True)
 LINK = 1e6

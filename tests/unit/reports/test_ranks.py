@@ -2,7 +2,6 @@
 
 import pytest
 from synthetic import Scenario, synthetic_manifest, write_synthetic_run
-
 from tests.support.simulated import simulated
 
 from halocast.reports.ranks import HIDDEN, PARTS, last_shares, last_to_send, rank_times, steady_epochs
