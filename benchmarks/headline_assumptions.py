@@ -34,10 +34,13 @@ ASSUMED: dict[str, list[str]] = {
         "Three GraphSAGE layers of 256 with batch normalisation, 128 features, 172 classes, float32: "
         "github.com/IntelLabs/SAR. The published gigabytes are as they are quoted; the chart that they are read off was "
         "not at hand.",
-        "Counted, for the machine that needs most: the most bytes of buffers alive at once in the program of "
-        "benchmarks/headline_sar.py (activations and what autograd keeps of them, gradients, the rows of two peers under "
-        "way and what is gathered for them); features; the adjacency in DGL's three formats, 48 bytes an entry; labels "
-        "and masks; parameters, gradients and Adam's state.",
+        "Counted, for the machine that needs most: the most bytes of buffers alive at once in an epoch of halocast's own "
+        "method sar, a round fetched ahead (activations, gradients, the rows of two peers under way and what is gathered "
+        "for them); features; the adjacency in DGL's three formats, 48 bytes an entry; labels and masks; parameters, "
+        "gradients and Adam's state.",
+        "A layer that narrows the rows multiplies before it aggregates, as DGL's SAGEConv does; of halocast's other savings "
+        "none is used. The most is held going backward through the last layer: gradients of its output, of the multiplied "
+        "rows and of its input at once.",
         "Not counted: the interpreter and its libraries, what loading leaves behind, the allocator's fragmentation, "
         "temporaries inside an operator, the transport's buffers, evaluation. The published peak is the process's and has"
         " them all.",

@@ -20,7 +20,7 @@ from benchmarks.headline_assumptions import ASSUMED
 from benchmarks.headline_figure import draw
 from benchmarks.headline_graphs import AMAZON, MIXING, PAPERS, PRODUCTS, REDDIT, YELP, PublishedGraph, stand_in
 from benchmarks.headline_report import page, summary
-from benchmarks.headline_sar import SarMemory, sar_memory
+from benchmarks.headline_sar import SarMemory, sar_memory, sar_view
 
 from halocast.runtime.config import ModelConfig
 from halocast.runtime.models.shapes import built_in_specs
@@ -32,7 +32,7 @@ from halocast.simulator.observations import find_runs, observe_all
 from halocast.simulator.placement import Hardware, Placement, on_hardware
 from halocast.simulator.planner.timing import without_network
 from halocast.simulator.transfer import MOVED_SPREAD, measure_ceilings
-from halocast.traces.workload import BitAssignment, ExactSavings, RankView, Workload
+from halocast.traces.workload import BitAssignment, ExactSavings, Workload
 
 NAME = "headline-claims"
 SAMPLES = Path("traces/samples")
@@ -208,10 +208,7 @@ def sar_claim() -> list[dict[str, Any]]:
     rows = []
     for ranks, published in SAR_GB.items():
         parts = stand_in(PAPERS, ranks, SAR_NODES, SAR_COMMUNITIES)
-        memory = [
-            sar_memory(RankView(rank, ranks, layers, part, ExactSavings.none(), overlap=False))
-            for rank, part in enumerate(parts)
-        ]
+        memory = [sar_memory(sar_view(rank, ranks, layers, part)) for rank, part in enumerate(parts)]
         worst: SarMemory = max(memory, key=lambda each: each.total)
         rows.append(
             {

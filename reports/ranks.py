@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from halocast.reports.figures import BLUE, GRID, IDLE, MARKS, ORANGE, PURPLE, SKY, VERMILION
-from halocast.simulator.observations import WARM_UP_EPOCHS
+from halocast.traces.epochs import steady_epochs as steady_epochs
+from halocast.traces.flights import peers_flights, rounds, waits_with_flights
 from halocast.traces.trace import COMMUNICATION, COMPUTE, TRAIN, Trace
 
 PART_COLOURS: Mapping[str, str] = MappingProxyType(
@@ -33,8 +34,8 @@ HIDDEN = "exchange hidden"
 FULL_WIDTH = 32
 """Bits."""
 POSTS = ("Exchange", "Fetch", "AllToAll", "AllReduce", "Upload")
-EXCHANGE = ["epoch", "layer", "direction"]
-"""What the ranks' sides of one exchange, or of one all-reduce, have in common."""
+PLACE = ["epoch", "layer", "direction"]
+"""What the ranks' sides of one all-reduce, or of the exchanges of all rounds, have in common."""
 
 
 @dataclass(frozen=True)
@@ -71,21 +72,6 @@ class RankTimes:
         return late.reindex(self.parts.index, fill_value=0.0)
 
 
-def steady_epochs(trace: Trace) -> tuple[int, ...]:
-    """Training epochs that every rank took to the end, the first ones left out where enough remain."""
-    spans = trace.spans[trace.spans["phase"] == TRAIN]
-    operations = spans.groupby(["epoch", "rank"]).size().unstack(fill_value=0)
-    if operations.empty:
-        return ()
-    ended = spans[spans["op"] == "Step"].groupby("epoch")["rank"].nunique().reindex(operations.index, fill_value=0)
-    whole = (ended == trace.manifest.world_size).to_numpy()
-    if not ended.any():  # a program without an optimiser step
-        whole = (operations == operations.max()).all(axis=1).to_numpy()
-    epochs = [int(epoch) for epoch in operations.index[whole]]
-    steady = [epoch for epoch in epochs if epoch >= WARM_UP_EPOCHS]
-    return tuple(steady or epochs)
-
-
 def rank_times(trace: Trace) -> RankTimes | None:
     """Times of every rank over the steady epochs; None where no epoch was finished by all ranks."""
     epochs = steady_epochs(trace)
@@ -95,7 +81,8 @@ def rank_times(trace: Trace) -> RankTimes | None:
     spans = spans[(spans["phase"] == TRAIN) & spans["epoch"].isin(epochs) & ~spans["op"].isin(MARKS)]
     own, flights = spans[spans["stream"] == COMPUTE], spans[spans["stream"] == COMMUNICATION]
     seconds = own_seconds(own)  # of each rank: no barrier ends an epoch, so that ranks may be in different ones
-    waits = told_apart(own[own["op"] == "Wait"], flights)
+    messages = trace.messages[(trace.messages["phase"] == TRAIN) & trace.messages["epoch"].isin(epochs)]
+    waits = told_apart(waits_with_flights(own, messages), flights, peers_flights(messages))
     working = own[own["op"] != "Wait"]
     busy = (working["wall_ns"] / 1e9).groupby([working["rank"], kinds(working)]).sum().unstack()
     parts = busy.reindex(index=range(trace.manifest.world_size), columns=list(PARTS), fill_value=0.0).fillna(0.0)
@@ -129,24 +116,22 @@ def own_seconds(own: pd.DataFrame) -> pd.Series:
     return lengths.groupby("rank").mean()
 
 
-def told_apart(waits: pd.DataFrame, flights: pd.DataFrame) -> pd.DataFrame:
+def told_apart(waits: pd.DataFrame, flights: pd.DataFrame, met: pd.DataFrame) -> pd.DataFrame:
     """Each wait in two: until the rank that was waited for had sent (``late``, in seconds), and while its message flew.
 
-    An exchange is waited for peer by peer; an all-reduce (peer -1) has begun when the last rank has joined it.
+    An exchange is waited for peer by peer, and its messages fly once the peer has come to the same one (`met`, see
+    `peers_flights`); an all-reduce (peer -1) has begun when the last rank has joined it.
     """
-    starts = flights.groupby(["op", *EXCHANGE, "rank"])["start_ns"].min().rename_axis(index={"rank": "culprit"}).reset_index()
-    exchanges = starts[starts["op"] != "AllReduce"].assign(op="Exchange")
-    reduces = starts[starts["op"] == "AllReduce"].sort_values("start_ns").groupby(EXCHANGE, as_index=False).last()
-    columns = ["rank", *EXCHANGE, "peer", "start_ns", "wall_ns"]
-    of_peers = waits.loc[waits["peer"] >= 0, columns].rename(columns={"peer": "culprit", "start_ns": "began"})
-    of_all = waits.loc[waits["peer"] < 0, columns].drop(columns="peer").rename(columns={"start_ns": "began"})
-    found = pd.concat(
-        [
-            of_peers.merge(exchanges, how="left", on=[*EXCHANGE, "culprit"]).assign(op="Exchange"),
-            of_all.merge(reduces, how="left", on=EXCHANGE).assign(op="AllReduce"),
-        ],
-        ignore_index=True,
-    )
+    exchanges = flights.loc[flights["op"] != "AllReduce", ["epoch", "rank", "index", "start_ns"]]
+    exchanges = exchanges.rename(columns={"rank": "culprit", "index": "peer_flight"})
+    reduces = flights[flights["op"] == "AllReduce"].sort_values("start_ns").groupby(PLACE, as_index=False).last()
+    reduces = reduces[[*PLACE, "rank", "start_ns"]].rename(columns={"rank": "culprit"})
+    waits = waits[["rank", *PLACE, "flight", "peer", "start_ns", "wall_ns"]].rename(columns={"start_ns": "began"})
+    of_peers = waits[waits["peer"] >= 0].merge(met, how="left", on=["rank", "epoch", "flight", "peer"])
+    of_peers = of_peers.rename(columns={"peer": "culprit"}).merge(exchanges, how="left", on=["epoch", "culprit", "peer_flight"])
+    of_all = waits[waits["peer"] < 0].merge(reduces, how="left", on=PLACE)
+    columns = ["rank", *PLACE, "culprit", "began", "start_ns", "wall_ns"]
+    found = pd.concat([of_peers[columns].assign(op="Exchange"), of_all[columns].assign(op="AllReduce")], ignore_index=True)
     late = (found["start_ns"] - found["began"]).clip(lower=0).fillna(0.0)
     late = late.where(late < found["wall_ns"], found["wall_ns"]).where(found["culprit"] != found["rank"], 0.0)
     return found.assign(late=late / 1e9, seconds=found["wall_ns"] / 1e9)
@@ -172,12 +157,13 @@ def covered(spans: pd.DataFrame) -> float:
 
 
 def last_to_send(trace: Trace, epochs: Sequence[int]) -> pd.DataFrame:
-    """A row an exchange of an epoch: epoch, layer, direction, and the rank that was the last to send."""
+    """A row an exchange of an epoch: epoch, layer, direction, round, and the rank that was the last to send."""
     spans = trace.aligned().spans
     own = spans[
         (spans["phase"] == TRAIN) & spans["epoch"].isin(epochs) & (spans["stream"] == COMPUTE) & (spans["op"] == "Exchange")
     ]
-    return own.sort_values("start_ns").groupby(EXCHANGE)["rank"].last().reset_index()
+    own = own.assign(round=rounds(own)).sort_values("start_ns")
+    return own.groupby([*PLACE, "round"])["rank"].last().reset_index()
 
 
 def last_shares(last: pd.DataFrame, ranks: int) -> pd.Series:

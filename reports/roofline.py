@@ -36,7 +36,7 @@ from halocast.words import three_digits, time_span
 OPERATIONS = "operations"
 """Identity of the table."""
 KEY = ["op", "detail", "layer", "direction"]
-VALUE_BYTES, INDEX_BYTES = 4, 4
+INDEX_BYTES = 4
 NUMBER_SPACING = 0.06, 0.1
 """Decades across and up that two numbers need between them."""
 HEIGHT = 4.6
@@ -69,12 +69,12 @@ class OperationTotals:
         return self.flops / self.core_seconds if self.flops and self.core_seconds else None
 
 
-def moved_bytes(spans: pd.DataFrame) -> pd.Series:
+def moved_bytes(spans: pd.DataFrame, value_bytes: int) -> pd.Series:
     """Bytes that each span reads and writes if every row comes from memory once; those of neighbours once a nonzero."""
     width_in, width_out = spans["dim_in"], spans["dim_out"]
-    rows = VALUE_BYTES * spans["rows"]
-    sums = VALUE_BYTES * (spans["nnz"] + spans["rows"]) * width_out + INDEX_BYTES * spans["nnz"]
-    products = rows * (width_in + width_out) + VALUE_BYTES * width_in * width_out
+    rows = value_bytes * spans["rows"]
+    sums = value_bytes * (spans["nnz"] + spans["rows"]) * width_out + INDEX_BYTES * spans["nnz"]
+    products = rows * (width_in + width_out) + value_bytes * width_in * width_out
     return pd.Series(np.where(spans["nnz"] > 0, sums, products), index=spans.index)
 
 
@@ -83,7 +83,7 @@ def operation_totals(trace: Trace, epochs: Sequence[int]) -> list[OperationTotal
     spans = trace.spans
     spans = spans[(spans["phase"] == TRAIN) & spans["epoch"].isin(epochs) & (spans["stream"] == COMPUTE)]
     spans = spans[~spans["op"].isin(MARKS)]
-    spans = spans.assign(moved=moved_bytes(spans))
+    spans = spans.assign(moved=moved_bytes(spans, trace.manifest.value_bytes))
     groups = spans.groupby(KEY, as_index=False)
     sums = groups[["wall_ns", "cpu_ns", "flops", "moved"]].sum().assign(count=groups.size()["size"])
     found = []

@@ -321,7 +321,8 @@ class Executor:
         assert aggregation is not None
         source, target = self._dense(operation.source), self._buffers[operation.target]
         if operation.columns is Part.HALO:
-            aggregation.forward_from_peer(operation.peer, self._rows_of_peer(source, operation.peer), target)
+            rows = self._rows_of_peer(source, operation.peer, in_place=operation.in_place)
+            aggregation.forward_from_peer(operation.peer, rows, target)
         elif operation.peer >= 0:
             aggregation.backward_to_peer(operation.peer, source, target)
         elif operation.direction is Direction.FORWARD:
@@ -329,9 +330,9 @@ class Executor:
         else:
             aggregation.backward(operation.part, source, target)
 
-    def _rows_of_peer(self, buffer: Tensor, peer: int) -> Tensor:
+    def _rows_of_peer(self, buffer: Tensor, peer: int, *, in_place: bool) -> Tensor:
         """One peer's halo rows: a part of a buffer of all rows, or a block of their own."""
-        return buffer[self.data.adjacency.halo_of(peer)] if buffer.shape[0] == self._rows.total else buffer
+        return buffer[self.data.adjacency.halo_of(peer)] if in_place else buffer
 
     # -- dense transforms ---------------------------------------------------------------------------------------
 
@@ -528,9 +529,9 @@ class Executor:
             )
         elif operation.direction is Direction.FORWARD:
             outgoing = self._wire_slices(source, {message.peer: message.rows for message in operation.outgoing})
-            incoming = self._peer_rows(target, operation.incoming)
+            incoming = self._peer_rows(target, operation.incoming, in_place=operation.in_place)
         else:
-            outgoing = self._peer_rows(source, operation.outgoing)
+            outgoing = self._peer_rows(source, operation.outgoing, in_place=operation.in_place)
             rows = {message.peer: message.rows for message in operation.incoming}
             self._incoming_rows[operation.target] = rows
             incoming = self._wire_slices(target, rows)
@@ -544,9 +545,9 @@ class Executor:
             start += rows[peer]
         return slices
 
-    def _peer_rows(self, buffer: Tensor, messages: tuple[PeerMessage, ...]) -> dict[int, Tensor]:
+    def _peer_rows(self, buffer: Tensor, messages: tuple[PeerMessage, ...], *, in_place: bool) -> dict[int, Tensor]:
         """The first `message.rows` of each peer's halo rows."""
-        return {each.peer: self._rows_of_peer(buffer, each.peer)[: each.rows] for each in messages}
+        return {each.peer: self._rows_of_peer(buffer, each.peer, in_place=in_place)[: each.rows] for each in messages}
 
     def _all_reduce(self, operation: AllReduce) -> Flight:
         return self.transport.start_all_reduce(self.buckets.flat[operation.layer])

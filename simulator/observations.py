@@ -21,14 +21,13 @@ import pandas as pd
 from halocast.errors import MisuseError
 from halocast.runtime.programs import METHODS
 from halocast.simulator.engine import RankWork, lower
+from halocast.traces.epochs import WARM_UP_EPOCHS as WARM_UP_EPOCHS
 from halocast.traces.operations import Direction, Operation
 from halocast.traces.schema import TRACE_SCHEMA_VERSION
 from halocast.traces.trace import COMMUNICATION, COMPUTE, MANIFEST, TRAIN, Trace, read_trace
 from halocast.traces.wire import BitHistogram
 from halocast.traces.workload import BitAssignment, ExchangeBits, RankView, Workload
 
-WARM_UP_EPOCHS = 2
-"""Left out of every run: page faults, first connections."""
 Floats = npt.NDArray[np.float64]
 
 

@@ -98,6 +98,7 @@ class Aggregate(Operation):
     peer: int = -1
     source: str = field(default="", compare=False)
     target: str = field(default="", compare=False)
+    in_place: bool = field(default=True, compare=False)  # `source` has all rows; False: only the halo rows of `peer`
 
     @property
     def detail(self) -> str:
@@ -159,6 +160,7 @@ class Exchange(Operation):
     incoming: tuple[PeerMessage, ...] = ()
     source: str = field(default="", compare=False)
     target: str = field(default="", compare=False)
+    in_place: bool = field(default=True, compare=False)  # halo rows are in a buffer of all rows; False: in a peer's block
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -34,6 +34,7 @@ MANIFEST = "manifest.json"
 TRAIN = "train"
 COMPUTE, COMMUNICATION = "compute", "communication"
 PART_NAME = re.compile(r"(?P<table>spans|messages)-r(?P<rank>\d{5,})-(?P<part>\d{6,})\.parquet")
+VALUE_BYTES = MappingProxyType({"float32": 4, "float64": 8})
 NO_MESSAGE = PeerMessage(peer=-1, rows=0, bytes=0)
 
 
@@ -109,6 +110,11 @@ class TraceManifest(BaseModel):
     def is_forecast(self) -> bool:
         """Whether the simulator wrote it."""
         return bool(self.config.get("forecast", False))
+
+    @property
+    def value_bytes(self) -> int:
+        """Of one value in memory and, unquantised, on the wire."""
+        return VALUE_BYTES.get(str(self.config.get("dtype", "float32")), 4)
 
     @model_validator(mode="after")
     def one_clock_offset_a_rank(self) -> Self:

@@ -13,7 +13,7 @@ row crosses the network once in each direction, as in plain training, and gradie
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from halocast.runtime.programs.full import BACKWARD, FORWARD, Backward, FullGraph, LayerProgram, Steps, describe_layers
@@ -128,7 +128,8 @@ class SequentialLayer(LayerProgram):
                 flights[ahead.number] = yield from self.start_fetch(ahead, source)
             if each.incoming:
                 block = self.block(FORWARD, each)
-                yield self.aggregate(FORWARD, Part.MARGINAL, block, target, columns=Part.HALO, peer=each.giver)
+                summed = self.aggregate(FORWARD, Part.MARGINAL, block, target, columns=Part.HALO, peer=each.giver)
+                yield replace(summed, in_place=False)
             if each.taker != each.giver or not each.incoming:
                 yield from self.wait_for(FORWARD, each.taker, each.outgoing, flight)
             yield Free(self.index, FORWARD, name=self.block(FORWARD, each))
@@ -235,7 +236,7 @@ class SequentialLayer(LayerProgram):
         world = self.view.world_size
         rows_out = tuple(each.outgoing if peer == each.taker else 0 for peer in range(world))
         rows_in = tuple(each.incoming if peer == each.giver else 0 for peer in range(world))
-        return self.exchange(direction, rows_out, rows_in, source, target)
+        return replace(self.exchange(direction, rows_out, rows_in, source, target), in_place=False)
 
     def wait_for(self, direction: Direction, peer: int, rows: int, flight: Any) -> Steps:
         if rows:

@@ -17,7 +17,7 @@ Times between operations are left out.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ from halocast.traces.export.chakra_schema import (
     read_delimited,
     write_delimited,
 )
-from halocast.traces.export.perfetto import COMMUNICATION_KERNELS, pair_ends
+from halocast.traces.export.perfetto import COMMUNICATION_KERNELS
+from halocast.traces.flights import pair_ends, waits_with_flights
 from halocast.traces.trace import COMMUNICATION, COMPUTE, Trace
 
 NAME = "trace"
@@ -55,7 +56,6 @@ VALUE_TYPES = {
     "pg_name": "string_val",
 }
 """Which member of the attribute's ``oneof`` Chakra's feeder reads."""
-VALUE_BYTES = {"float32": 4, "float64": 8}
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,14 @@ def chakra_nodes(epoch: Trace) -> list[list[ChakraNode]]:
     """
     ends = _ends_with_tags(epoch)
     origin = int(epoch.spans["start_ns"].min())
-    value_bytes = VALUE_BYTES.get(str(epoch.manifest.config.get("dtype", "float32")), 4)
+    waits = waits_with_flights(epoch.spans, epoch.messages)
+    flights = {(rank, index): flight for rank, index, flight in waits[["rank", "index", "flight"]].itertuples(index=False)}
     sent, received = (dict(list(ends.groupby(side))) for side in ("sender", "receiver"))
     nothing = ends.iloc[:0]
     return [
-        _RankNodes(rank, origin, value_bytes, sent.get(rank, nothing), received.get(rank, nothing)).walk(
-            epoch.spans[epoch.spans["rank"] == rank]
-        )
+        _RankNodes(
+            rank, origin, epoch.manifest.value_bytes, flights, sent.get(rank, nothing), received.get(rank, nothing)
+        ).walk(epoch.spans[epoch.spans["rank"] == rank])
         for rank in range(epoch.manifest.world_size)
     ]
 
@@ -146,41 +147,38 @@ class _RankNodes:
     rank: int
     origin: int
     value_bytes: int
+    flights: Mapping[tuple[int, int], int]
+    """The exchange or all-reduce that a wait is for, by rank and index."""
     sent: pd.DataFrame
     received: pd.DataFrame
     nodes: list[ChakraNode] = field(default_factory=list)
     after: tuple[int, ...] = ()
     """What the next node comes after: the compute node before it, and what was waited for since."""
-    exchanges: dict[tuple[int, str], dict[int, int]] = field(default_factory=dict)
-    """Receives not yet waited for, by layer and direction, then by peer."""
-    sums: dict[tuple[int, str], list[int]] = field(default_factory=lambda: defaultdict(list))
-    """All-reduces not yet waited for."""
+    under_way: dict[int, dict[int, int]] = field(default_factory=dict)
+    """Receives not yet waited for, by the index of their exchange, then by peer; of an all-reduce, the sum as peer −1."""
 
     def walk(self, spans: pd.DataFrame) -> list[ChakraNode]:
         flights = spans[spans["stream"] == COMMUNICATION].set_index("index")
         compute = spans[spans["stream"] == COMPUTE].sort_values("index")
         records: list[Any] = compute.to_dict("records")
         for span in records:
-            place = (span["layer"], span["direction"])
             before = self.after
             match span["op"]:
                 case "Wait":
-                    self.after = (*self.after, *self._waited_for(place, span["peer"]))
+                    self.after = (*self.after, *self._waited_for(self.flights[self.rank, span["index"]], span["peer"]))
                     continue
                 case "Exchange":
-                    self.exchanges[place] = self._exchange(span, before)
+                    self.under_way[span["index"]] = self._exchange(span, before)
                 case "AllReduce":
-                    self.sums[place].append(self._all_reduce(span, flights.loc[span["index"]], before))
+                    self.under_way[span["index"]] = {-1: self._all_reduce(span, flights.loc[span["index"]], before)}
             self.after = (self._compute(span, before),)
         return self.nodes
 
-    def _waited_for(self, place: tuple[int, str], peer: int) -> list[int]:
-        """Waiting for a peer is waiting for its message of an exchange; for no peer, for a sum, or else for all messages."""
-        receives = self.exchanges.get(place, {})
+    def _waited_for(self, flight: int, peer: int) -> list[int]:
+        """Waiting for a peer is waiting for its message, if it sends one; for no peer, for a sum or for all messages."""
+        receives = self.under_way.get(flight, {})
         if peer >= 0:
             return [receives.pop(peer)] if peer in receives else []
-        if self.sums[place]:
-            return [self.sums[place].pop(0)]
         every = list(receives.values())
         receives.clear()
         return every
@@ -273,7 +271,7 @@ def check_chakra(trace: Trace, paths: list[Path], epoch: int | None = None) -> l
     """Read the files back and hold them against the trace: what differs, a line each; empty where all is well."""
     chosen = one_epoch(trace, epoch).aligned()
     ranks = [read_chakra(path) for path in paths]
-    return [*_check_nodes(chosen, ranks), *_check_messages(chosen, ranks)]
+    return [*_check_nodes(chosen, ranks), *_check_messages(chosen, ranks), *_check_waits(chosen, ranks)]
 
 
 def _check_nodes(epoch: Trace, ranks: list[list[ChakraNode]]) -> Iterator[str]:
@@ -317,6 +315,40 @@ def _check_messages(epoch: Trace, ranks: list[list[ChakraNode]]) -> Iterator[str
         micros = sum(node.duration_micros for nodes in ranks for node in nodes if node.type == kind)
         if abs(micros - under_way) > len(own) + 1:
             yield f"messages took {micros} µs by {done}, {under_way:.0f} in the trace"
+
+
+def _check_waits(epoch: Trace, ranks: list[list[ChakraNode]]) -> Iterator[str]:
+    """The first node that depends on a receive is the one that follows its wait."""
+    following = _after_waits(epoch)
+    for rank, nodes in enumerate(ranks):
+        steps = {node.id: step for step, node in enumerate(node for node in nodes if node.type == COMP_NODE)}
+        first = {dependency: steps.get(node.id) for node in reversed(nodes) for dependency in node.data_deps}
+        odd = [
+            node.name
+            for node in nodes
+            if node.type == COMM_RECV_NODE
+            and (first.get(node.id) is None or first[node.id] != following.get((rank, *_place_of(node))))
+        ]
+        if odd:
+            yield f"rank {rank}: {len(odd)} receives are not what the operation after their wait depends on, such as {odd[0]}"
+
+
+def _after_waits(epoch: Trace) -> dict[tuple[int, int, int], int]:
+    """By receiver, sender and tag of a message: how many operations that are no waits come before its wait."""
+    compute = epoch.spans[epoch.spans["stream"] == COMPUTE].sort_values(["rank", "index"])
+    steps = (compute["op"] != "Wait").groupby(compute["rank"]).cumsum()
+    waits = waits_with_flights(compute, epoch.messages).assign(step=steps)
+    waits = waits.rename(columns={"rank": "receiver", "flight": "receiver_index"})[
+        ["receiver", "receiver_index", "peer", "step"]
+    ]
+    pairs = _ends_with_tags(epoch).merge(waits, on=["receiver", "receiver_index"])
+    pairs = pairs[(pairs["peer"] == pairs["sender"]) | (pairs["peer"] < 0)]
+    rows = pairs[["receiver", "sender", "tag", "step"]].itertuples(index=False)
+    return {(receiver, sender, tag): step for receiver, sender, tag, step in rows}
+
+
+def _place_of(receive: ChakraNode) -> tuple[int, int]:
+    return receive.attributes["comm_src"], receive.attributes["comm_tag"]
 
 
 def _ends(ranks: list[list[ChakraNode]], kind: int) -> dict[tuple[int, int, int], int]:

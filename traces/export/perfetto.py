@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from halocast.errors import RunError
+from halocast.traces.flights import pair_ends, waits_with_flights
 from halocast.traces.trace import COMMUNICATION, COMPUTE, Trace
 
 COMMUNICATION_KERNELS = {
@@ -44,8 +45,6 @@ SHOWN_WHERE_SET: dict[str, Any] = {
     "live_bytes": 0,
 }
 """Columns that become arguments, each with the value that says nothing."""
-PLACE = ["phase", "epoch", "layer", "direction"]
-"""What the two ends of a message have in common."""
 
 
 def export_perfetto(trace: Trace, out: Path) -> Path:
@@ -250,31 +249,12 @@ def match_messages(slices: pd.DataFrame, messages: pd.DataFrame) -> pd.DataFrame
         return pd.DataFrame(columns=columns, dtype="int64")
     pairs = pair_ends(messages)
     departures = _departures(slices)
-    waits = slices[slices["op"] == "Wait"].rename(columns={"rank": "receiver", "peer": "awaited"})
     arrows = pairs.merge(departures, on=["sender", "phase", "epoch", "index"])
-    arrows = _first_wait(arrows, waits)
+    arrows = _with_waits(arrows, waits_with_flights(slices, messages))
     # Inside the wait's slice, whose end is exclusive and may be cut off by 1 ns, or the arrow has no slice to end at.
     last = arrows["start_ns"] + (arrows["wall_ns"] - 2).clip(lower=0)
     arrows["arrives_ns"] = arrows["receive_done_ns"].clip(lower=arrows["start_ns"], upper=last)
     return arrows[columns].sort_values(["departs_ns", "sender", "receiver"], kind="stable", ignore_index=True)
-
-
-def pair_ends(messages: pd.DataFrame) -> pd.DataFrame:
-    """Both ends of every message: the k-th sent of a place in the epoch is the k-th that the peer received there.
-
-    Columns phase, epoch, layer, direction, turn (k), sender, receiver, the exchanges' index and receiver_index, bytes (as
-    sent), bytes_in, send_done_ns and receive_done_ns. A message without its other end is left out.
-    """
-    sent = messages.loc[messages["bytes_out"] > 0, [*PLACE, "rank", "peer", "index", "bytes_out", "send_done_ns"]].rename(
-        columns={"rank": "sender", "peer": "receiver", "bytes_out": "bytes"}
-    )
-    received = messages.loc[messages["bytes_in"] > 0, [*PLACE, "rank", "peer", "index", "bytes_in", "receive_done_ns"]].rename(
-        columns={"rank": "receiver", "peer": "sender", "index": "receiver_index"}
-    )
-    ends = [*PLACE, "sender", "receiver"]
-    sent["turn"] = sent.groupby(ends).cumcount()
-    received["turn"] = received.groupby(ends).cumcount()
-    return sent.merge(received, on=[*ends, "turn"])
 
 
 def _departures(slices: pd.DataFrame) -> pd.DataFrame:
@@ -286,26 +266,15 @@ def _departures(slices: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _first_wait(arrows: pd.DataFrame, waits: pd.DataFrame) -> pd.DataFrame:
-    """Add the receiver's first wait after its own exchange: for the sender, or else for all peers (−1)."""
-    arrows = arrows.sort_values("receiver_index", kind="stable", ignore_index=True)
-    waits = waits[[*PLACE, "receiver", "awaited", "index", "thread", "start_ns", "wall_ns"]].rename(
-        columns={"index": "wait_index", "thread": "receiver_thread"}
-    )
-    for_sender, for_all = (
-        pd.merge_asof(
-            arrows.assign(awaited=awaited.astype("int32")),
-            waits.sort_values("wait_index", kind="stable"),
-            left_on="receiver_index",
-            right_on="wait_index",
-            by=[*PLACE, "receiver", "awaited"],
-            direction="forward",
-            allow_exact_matches=False,
-        )
-        for awaited in (arrows["sender"], pd.Series(-1, index=arrows.index))
-    )
-    is_own = for_sender["wait_index"].notna()
-    found = pd.concat([for_sender[is_own], for_all[~is_own & for_all["wait_index"].notna()]])
+def _with_waits(arrows: pd.DataFrame, waits: pd.DataFrame) -> pd.DataFrame:
+    """Add the receiver's wait of the same exchange: for the sender, or else for all of it (−1)."""
+    waits = waits.rename(columns={"rank": "receiver", "flight": "receiver_index", "thread": "receiver_thread"})
+    waits = waits[["receiver", "phase", "epoch", "receiver_index", "peer", "receiver_thread", "start_ns", "wall_ns"]]
+    ends = ["receiver", "phase", "epoch", "receiver_index"]
+    for_sender = arrows.merge(waits[waits["peer"] >= 0].rename(columns={"peer": "sender"}), how="left", on=[*ends, "sender"])
+    is_own = for_sender["start_ns"].notna()
+    for_all = arrows[~is_own.to_numpy()].merge(waits[waits["peer"] < 0], on=ends)
+    found = pd.concat([for_sender[is_own], for_all])
     return found.astype({"receiver_thread": "int64", "start_ns": "int64", "wall_ns": "int64"})
 
 

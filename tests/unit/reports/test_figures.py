@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,8 @@ from synthetic import Scenario, synthetic_manifest, write_synthetic_run
 
 from halocast.errors import MisuseError
 from halocast.reports import figures
-from halocast.traces.epochs import median_epoch
+from halocast.reports.ranks import rank_times
+from halocast.traces.epochs import median_epoch, steady_epochs
 from halocast.traces.operations import Aggregate, AllReduce, Exchange, Keep, Loss
 from halocast.traces.trace import TraceWriter, read_trace, write_manifest
 from halocast.words import duration
@@ -120,12 +123,26 @@ def write_epochs(folder, milliseconds, *, ranks=1, killed_rank=None):
 
 
 @pytest.mark.parametrize(
-    ("milliseconds", "median"), [([90, 10, 30, 20, 25], 4), ([90, 10, 30, 20], 3), ([5], 0), ([7, 7, 7], 1)]
+    ("milliseconds", "median"),
+    [([90, 10, 30, 20, 25], 4), ([90, 10, 30, 20], 3), ([5], 0), ([7, 9], 0), ([7, 7, 7, 7, 7], 3), ([20, 90, 10, 30, 40], 3)],
 )
 def test_the_median_epoch(tmp_path, milliseconds, median):
     trace = write_epochs(tmp_path, milliseconds)
     assert median_epoch(trace) == median
     assert (figures.view_epoch(trace).epoch, figures.view_epoch(trace).is_median) == (median, True)
+
+
+def test_the_tables_count_the_epochs_that_the_median_is_of(tmp_path):
+    trace = write_epochs(tmp_path, [40, 40, 10, 20, 30])
+    assert steady_epochs(trace) == rank_times(trace).epochs == (2, 3, 4)
+    assert median_epoch(trace) == 3  # of all five it would be epoch 4
+
+
+def test_without_a_whole_epoch_none_stands_for_the_run(tmp_path):
+    trace = write_epochs(tmp_path, [10], ranks=2)
+    alone = replace(trace, spans=trace.spans[trace.spans["rank"] == 0])
+    with pytest.raises(MisuseError, match=r"no training epoch was finished by every rank.* \(0\) with --epoch"):
+        median_epoch(alone)
 
 
 def test_an_epoch_that_a_rank_did_not_finish_is_not_the_median(tmp_path):

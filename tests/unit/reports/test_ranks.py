@@ -2,9 +2,10 @@
 
 import pytest
 from synthetic import Scenario, synthetic_manifest, write_synthetic_run
+from tests.support.simulated import simulated
 
 from halocast.reports.ranks import HIDDEN, PARTS, last_shares, last_to_send, rank_times, steady_epochs
-from halocast.traces.operations import Aggregate, AllReduce, Direction, Exchange, Quantize, Step, Wait, Work
+from halocast.traces.operations import Aggregate, AllReduce, Direction, Exchange, PeerMessage, Quantize, Step, Wait, Work
 from halocast.traces.trace import TraceWriter, read_trace, write_manifest
 
 FORWARD, BACKWARD = Direction.FORWARD, Direction.BACKWARD
@@ -68,9 +69,15 @@ def write_timeline(folder, timeline, *, epochs=1, offset_ns=0):
     for rank, spans in timeline.items():
         with TraceWriter(folder, rank) as writer:
             for epoch in range(epochs):
-                for index, (operation, stream, start, wall, peer) in enumerate(spans):
+                index = -1
+                for operation, stream, start, wall, peer in spans:
+                    index += stream == "compute"  # a flight has its start's
                     begins = (100 * epoch + start) * MS + offsets[rank]
                     writer.span("train", epoch, index, operation, stream, begins, wall * MS, wall * MS, 0, peer)
+                    if isinstance(operation, Exchange) and stream == "communication":
+                        message, landed = PeerMessage(1 - rank, 1, 8), begins + wall * MS
+                        place = index, operation.layer, operation.direction
+                        writer.message("train", epoch, *place, message, message, begins, landed, landed)
     return read_trace(folder)
 
 
@@ -95,6 +102,36 @@ def test_means_over_epochs_and_warming_up(tmp_path):
     last = last_to_send(trace, times.epochs)
     assert last["rank"].tolist() == [1, 1, 1]
     assert last_shares(last, 2).tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(("ranks", "prefetch"), [(3, 0), (3, 1), (4, 1), (4, 3)])
+def test_rounds_that_are_in_flight_at_once(tmp_path, ranks, prefetch):
+    """Method sar: a wait is late until its peer comes to the same round, whatever other rounds it came to before."""
+    trace, simulation = simulated(tmp_path, ranks, prefetch=prefetch)
+    late = {rank: dict.fromkeys(range(ranks), 0.0) for rank in range(ranks)}  # who waits, for whom
+    begun = {}  # (layer, direction, round), or layer of a sum: start by rank
+    for rank, (work, timeline) in enumerate(zip(simulation.work, simulation.ranks, strict=True)):
+        for index, each in enumerate(work.operations):
+            if isinstance(each, Exchange):
+                begun.setdefault((each.layer, each.direction, work.rounds[index]), {})[rank] = timeline.start[index]
+            elif isinstance(each, AllReduce):
+                begun.setdefault(each.layer, {})[rank] = timeline.start[index]
+    for rank, (work, timeline) in enumerate(zip(simulation.work, simulation.ranks, strict=True)):
+        for index, flight in work.flights.items():
+            each = work.operations[index]
+            starts = begun[each.layer if each.peer < 0 else (each.layer, each.direction, work.rounds[flight])]
+            culprit = max(starts, key=starts.get) if each.peer < 0 else each.peer
+            missing = max(0.0, starts[culprit] - timeline.start[index])
+            late[rank][culprit] += min(missing, timeline.wall[index]) if culprit != rank else 0.0
+    times = rank_times(trace)
+    expected = [sum(late[rank].values()) for rank in range(ranks)]
+    assert times.parts["wait for late ranks"].tolist() == pytest.approx(expected, abs=1e-7)
+    holdups = [sum(late[rank][culprit] for rank in range(ranks)) / (ranks - 1) for culprit in range(ranks)]
+    assert times.holdups.tolist() == pytest.approx(holdups, abs=1e-7)
+    last = last_to_send(trace, times.epochs)
+    found = last.set_index(["layer", "direction", "round"])["rank"].to_dict()
+    assert found == {place: max(starts, key=starts.get) for place, starts in begun.items() if isinstance(place, tuple)}
+    assert len(found) == (ranks - 1) * len({place[:2] for place in found})
 
 
 def test_an_epoch_that_a_rank_did_not_finish_does_not_count(tmp_path):

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from halocast.reports.document import Basis, Picture, Table, Tiles
 from halocast.reports.figures import view_epoch
 from halocast.reports.ranks import PARTS, rank_times
 from halocast.reports.render import as_json, html
-from halocast.reports.roofline import apart
+from halocast.reports.roofline import apart, operation_totals
 from halocast.reports.train import Promise, byte_range, train_document
 from halocast.simulator.costs import Ceilings
 from halocast.traces.operations import Aggregate, Step
@@ -227,6 +228,23 @@ def test_the_roofline_with_and_without_ceilings(folder):
     assert row[9] == pytest.approx(aggregate["flops"].sum() / aggregate["cpu_ns"].sum() * 1e9)
     assert rows["Wait, layer 0 forward"][5] is None
     assert sum(row[5] for row in rows.values() if row[5] is not None) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("dtype", "value_bytes"), [("float32", 4), ("float64", 8)])
+def test_bytes_moved_are_of_the_values_that_were_computed_with(folder, dtype, value_bytes):
+    run = make_run(folder)
+    manifest = run.trace.manifest
+    manifest = manifest.model_copy(update={"config": {**manifest.config, "dtype": dtype}})
+    (whole,) = operation_totals(replace(run.trace, manifest=manifest, spans=one_span(run, "Transform", rows=10)), (2,))
+    assert whole.moved == value_bytes * (10 * (3 + 5) + 3 * 5)
+    (summed,) = operation_totals(replace(run.trace, manifest=manifest, spans=one_span(run, "Aggregate", rows=10, nnz=40)), (2,))
+    assert summed.moved == value_bytes * (40 + 10) * 5 + 4 * 40  # indices have 4 bytes
+
+
+def one_span(run, op, **work):
+    spans = run.trace.spans
+    first = spans[(spans["op"] == op) & (spans["epoch"] == 2) & (spans["stream"] == "compute")].iloc[:1]
+    return first.assign(**{"nnz": 0, **work}, dim_in=3, dim_out=5)
 
 
 def test_unfinished_runs_say_so(folder, tmp_path):

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from tests.support.graphs import Case, chain_case, random_case
 from tests.support.sessions import largest_relative_error, reference_epoch, run_config, train_one_epoch
+from tests.unit.simulator.parts import all_to_all, workload
 
 from halocast.runtime.programs import METHODS
 from halocast.traces.buffers import walk
-from halocast.traces.operations import Exchange, Free, Keep
+from halocast.traces.operations import Aggregate, Exchange, Free, Keep, Part
 
 TOLERANCE = {"float64": 1e-12, "float32": 2e-6}
 SAVINGS = ("aggregate_features_once", "transform_first", "labelled_gradients_only", "keep_halo_features")
@@ -115,6 +116,20 @@ def test_few_remote_blocks_are_alive_at_any_time(parts: int, prefetch: int, tmp_
             most = max(most, len(alive))
         assert not alive
         assert 0 < most <= min(prefetch + 2, parts - 1)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_operations_say_whether_halo_rows_are_in_place(overlap: bool) -> None:
+    """Plain training has them behind the own rows; here they are blocks of their own."""
+    load = workload(all_to_all(3, 5), overlap=overlap)
+    for name, in_place in (("full", True), ("sar", False)):
+        operations = walk(METHODS[name].epoch(load.view(0)))
+        from_halo = [each for each in operations if isinstance(each, Aggregate) and each.columns is Part.HALO]
+        exchanges = [each for each in operations if isinstance(each, Exchange)]
+        assert exchanges
+        assert {each.in_place for each in exchanges} == {in_place}
+        assert {each.in_place for each in from_halo} <= {in_place}
+        assert from_halo or (name == "full" and not overlap)
 
 
 def test_layers_that_are_not_sums_are_refused_with_the_way_out(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """Chakra files against a decoder of protobuf's wire format written here, with the field numbers of et_def.proto."""
 
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from synthetic import Scenario, synthetic_manifest, write_synthetic_run
+from tests.support.simulated import simulated
 
 from halocast.errors import MisuseError, RunError
 from halocast.traces.epochs import one_epoch
@@ -142,9 +145,21 @@ def test_attributes_are_those_that_the_feeder_reads(tmp_path):
         assert (central["num_ops"], central["tensor_size"]) == ((int64, 1280), (uint64, 10 * 16 * 4))
 
 
+def waking_micros(epoch, rank):
+    """From when what a rank waits for has landed to the end of its wait, as cores were busy; one exchange a place."""
+    own, place = epoch.spans[epoch.spans["rank"] == rank], ["layer", "direction"]
+    received = epoch.messages.loc[epoch.messages["rank"] == rank, [*place, "peer", "receive_done_ns"]]
+    sums = own[(own["op"] == "AllReduce") & (own["stream"] == "communication")].assign(peer=-1)
+    sums["receive_done_ns"] = sums["start_ns"] + sums["wall_ns"]
+    landed = pd.concat([received, sums[received.columns]])
+    waits = own[own["op"] == "Wait"].merge(landed, on=[*place, "peer"], validate="one_to_one")
+    begun = waits["start_ns"].clip(lower=waits["receive_done_ns"])
+    return (waits["start_ns"] + waits["wall_ns"] - begun).sum() / 1e3
+
+
 @pytest.mark.parametrize("run", ["generated-2-100mbit-full-cut", "generated-4-200mbit-adaqp2-cut"])
 def test_a_recorded_epoch_replays_as_it_ran(run, tmp_path):
-    """Each rank replayed with every message as long as it took: the epoch, less the time between its operations."""
+    """Each rank replayed with every message as long as it took: the epoch, less the time between operations and to wake."""
     trace = read_trace(SAMPLES / run / "0")
     paths = export_chakra(trace, tmp_path)
     assert check_chakra(trace, paths) == []
@@ -163,11 +178,48 @@ def test_a_recorded_epoch_replays_as_it_ran(run, tmp_path):
             if node["type"] in (SEND, RECEIVE):
                 sums = sizes if node["type"] == SEND else taken
                 sums[attributes["comm_src"], attributes["comm_dst"], attributes["comm_tag"]] += attributes["comm_size"]
-        waited = spans.loc[spans["op"] == "Wait", "cpu_ns"].sum() / 1e3
-        assert measured - between - waited - len(nodes) <= finished[-1] <= measured + len(nodes)
+        assert measured - between - waking_micros(epoch, rank) - len(nodes) <= finished[-1] <= measured + len(nodes)
     assert sizes == taken
     assert len(sizes) == len(epoch.messages)
     assert sum(sizes.values()) == epoch.messages["bytes_out"].sum()
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+@pytest.mark.parametrize("ranks", [3, 4])
+def test_rounds_in_flight_at_once_are_each_depended_on(tmp_path, ranks, prefetch):
+    """Method sar: what follows a wait depends on what that round's giver sent, as the program says."""
+    trace, simulation = simulated(tmp_path / "trace", ranks, prefetch=prefetch)
+    paths = export_chakra(trace, tmp_path / "et")
+    assert check_chakra(trace, paths) == []
+    for path, work in zip(paths, simulation.work, strict=True):
+        _, nodes = decode(path)
+        taken = {}  # (exchange, sender): the operation that follows the wait
+        for index, flight in work.flights.items():
+            senders = {message.peer for message in getattr(work.operations[flight], "incoming", ())}
+            if work.operations[index].peer in senders:
+                following = next(i for i in range(index, len(work.operations)) if not isinstance(work.operations[i], Wait))
+                taken[flight, work.operations[index].peer] = following
+        steps = [index for index, each in enumerate(work.operations) if not isinstance(each, Wait)]
+        operation_of = dict(zip((node["id"] for node in nodes if node["type"] == COMPUTE), steps, strict=True))
+        posts = [index for index in steps if isinstance(work.operations[index], Exchange)]
+        receives = {}  # node: (exchange, sender); a round's come right before what it costs to post it
+        for node in (node for node in nodes if node["type"] == RECEIVE):
+            posted = next(operation_of[each] for each in sorted(operation_of) if each > node["id"])
+            assert posted in posts
+            receives[node["id"]] = posted, node["attributes"]["comm_src"][1]
+        depended = {}
+        for node in reversed(nodes):
+            depended |= {receives[each]: operation_of.get(node["id"]) for each in node["deps"] if each in receives}
+        assert depended == taken
+        assert len(depended) == len(receives) > 0
+
+
+def test_the_check_finds_a_receive_that_nothing_depends_on(tmp_path):
+    trace = write_pair(tmp_path / "trace")
+    forgetful = replace(trace, spans=trace.spans[(trace.spans["op"] != "Wait") | (trace.spans["peer"] < 0)])
+    paths = export_chakra(forgetful, tmp_path / "et")
+    said = "1 receives are not what the operation after their wait depends on, such as Receive from"
+    assert check_chakra(trace, paths) == [f"rank {rank}: {said} {1 - rank} layer 0 forward" for rank in range(2)]
 
 
 def test_the_median_epoch_or_the_one_asked_for(tmp_path):

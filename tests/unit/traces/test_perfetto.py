@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import Scenario, synthetic_manifest, write_synthetic_run
 from tests.support.chrome_trace import import_chrome_trace
+from tests.support.simulated import simulated
 
 from halocast.errors import RunError
 from halocast.reports.breakdown import epoch_parts
@@ -135,6 +137,23 @@ def test_arrows_end_at_a_wait_for_all_peers_too(trace, tmp_path):
     changed = type(trace)(trace.folder, trace.manifest, spans, trace.messages)
     exported = json.loads(export_perfetto(changed, tmp_path / "t.json").read_text())
     assert len(events(exported, "f")) == len(trace.messages)
+
+
+@pytest.mark.parametrize(("ranks", "prefetch"), [(3, 1), (4, 1), (4, 3)])
+def test_arrows_end_at_the_wait_of_their_own_round(tmp_path, ranks, prefetch):
+    """Method sar: a peer occurs in two rounds of a layer, as giver and as taker; only the giver's message arrives."""
+    trace, simulation = simulated(tmp_path / "trace", ranks, prefetch=prefetch)
+    waits = trace.spans["op"] == "Wait"  # some take no time in a simulation: an arrow has no slice to end at
+    apart = {"start_ns": trace.spans["start_ns"] + 4 * trace.spans["index"], "wall_ns": trace.spans["wall_ns"] + 3 * waits}
+    imported = imported_from(export_perfetto(replace(trace, spans=trace.spans.assign(**apart)), tmp_path / "t.json"))
+    assert imported.problems == []
+    assert len(imported.flows) == (trace.messages["bytes_in"] > 0).sum()
+    for sender, receiver in imported.flows:
+        sent, taken = (simulation.work[each.process] for each in (sender, receiver))
+        exchange = taken.flights[receiver.args["index"]]
+        assert taken.operations[receiver.args["index"]].peer == sender.process
+        assert sender.process in {message.peer for message in taken.operations[exchange].incoming}
+        assert sent.rounds[sender.args["index"]] == taken.rounds[exchange]
 
 
 def test_live_bytes_are_a_counter_a_rank(trace, document):
