@@ -89,7 +89,8 @@ def breakdown_picture(names: Sequence[str], parts: pd.DataFrame, basis: Basis | 
         f"{title}. {words}" if bars <= MOST_LABELLED else f"{title}: stacked bars, one for each of {bars}",
         basis,
         caption="Exchange exposed: waiting while messages are on their way. Wait for late ranks: waiting for a rank that has "
-        "not sent yet. Forecasts count both as exchange (or all-reduce) exposed.",
+        "not sent yet. Forecasts count both as exchange (or all-reduce) exposed. Bars are means, each rank's epoch from its first "
+        "operation to its last; the epoch time elsewhere is the median of what rank 0 timed.",
         marks=part_marks(figure, axes, names, stacked, lefts),
         rows=rows,
     )

@@ -70,12 +70,19 @@ class OperationTotals:
 
 
 def moved_bytes(spans: pd.DataFrame, value_bytes: int) -> pd.Series:
-    """Bytes that each span reads and writes if every row comes from memory once; those of neighbours once a nonzero."""
+    """Bytes that each span reads and writes if every row comes from memory once; those of neighbours once a nonzero.
+
+    A product with sparse features reads its nonzeros once, and the weights once: they stay in a cache.
+    """
     width_in, width_out = spans["dim_in"], spans["dim_out"]
     rows = value_bytes * spans["rows"]
     sums = value_bytes * (spans["nnz"] + spans["rows"]) * width_out + INDEX_BYTES * spans["nnz"]
-    products = rows * (width_in + width_out) + value_bytes * width_in * width_out
-    return pd.Series(np.where(spans["nnz"] > 0, sums, products), index=spans.index)
+    weights = value_bytes * width_in * width_out
+    products = rows * (width_in + width_out) + weights
+    sparse = (value_bytes + INDEX_BYTES) * spans["nnz"] + weights + rows * width_out
+    is_product = spans["op"] == "Transform"
+    moved = np.select([(spans["nnz"] > 0) & is_product, spans["nnz"] > 0], [sparse, sums], products)
+    return pd.Series(moved, index=spans.index)
 
 
 def operation_totals(trace: Trace, epochs: Sequence[int]) -> list[OperationTotals]:
