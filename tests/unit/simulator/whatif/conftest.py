@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.simulator.whatif.grids import grid_of
+from tests.unit.simulator.whatif.grids import GRID, command, grid_of
 
+from halocast.cli import run
 from halocast.cli.capacity import open_evaluator
 from halocast.simulator.costs import Ceilings, Costs
 from halocast.simulator.whatif.evaluation import Evaluator
@@ -33,3 +34,17 @@ def movable_file(movable: Costs, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def evaluator(movable: Costs) -> Callable[..., Evaluator]:
     return lambda **tables: open_evaluator(grid_of(**tables), movable, "grid")
+
+
+@pytest.fixture(scope="session")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("grid") / "grid.toml"
+    path.write_text(GRID)
+    return path
+
+
+@pytest.fixture(scope="session")
+def folder(grid: Path, movable_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whatif") / "out"
+    assert run(command(grid, movable_file, out)) == 0
+    return out
