@@ -88,7 +88,7 @@ class EpochView:
 
 
 def view_epoch(trace: Trace, epoch: int | None = None) -> EpochView:
-    """Pick a training epoch, by default the one of median time among those that every rank finished.
+    """Pick a training epoch, by default the median one of those that count (`traces.epochs.median_epoch`).
 
     Raises MisuseError where the trace has no (such) epoch.
     """

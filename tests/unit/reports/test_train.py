@@ -6,6 +6,7 @@ import pytest
 from pages import Page, assert_references_resolve, assert_stands_alone, headings
 from runs import make_metrics, make_run
 from synthetic import Scenario, synthetic_manifest, write_synthetic_run
+from tests.support.simulated import simulated
 
 from halocast.errors import MisuseError
 from halocast.reports.document import Basis, Picture, Table, Tiles
@@ -15,7 +16,7 @@ from halocast.reports.render import as_json, html
 from halocast.reports.roofline import apart, operation_totals
 from halocast.reports.train import Promise, byte_range, train_document
 from halocast.simulator.costs import Ceilings
-from halocast.traces.operations import Aggregate, Step
+from halocast.traces.operations import Aggregate, Exchange, Step
 from halocast.traces.trace import ClockOffset, TraceWriter, read_manifest, read_trace, write_manifest
 
 NASTY = "<script>alert('x')</script><!-- & $\\frac{1}{0}$ --> \"quoted\""
@@ -245,6 +246,25 @@ def one_span(run, op, **work):
     spans = run.trace.spans
     first = spans[(spans["op"] == op) & (spans["epoch"] == 2) & (spans["stream"] == "compute")].iloc[:1]
     return first.assign(**{"nnz": 0, **work}, dim_in=3, dim_out=5)
+
+
+@pytest.mark.parametrize("ranks", [3, 4])
+def test_a_run_of_rounds_counts_each_of_them(tmp_path, ranks):
+    """Method sar: an exchange of a layer and direction is K − 1 rounds, and each has a rank that was the last."""
+    trace, simulation = simulated(tmp_path, ranks)
+    document = train_document(make_run(tmp_path, trace=trace, metrics=make_metrics(0)))
+    work = simulation.work[0]
+    exchanges = [each for each in work.operations if isinstance(each, Exchange)]
+    names = [column.key or column.name for column in tables(document)["imbalance"].columns]
+    rows = [dict(zip(names, row, strict=True)) for row in tables(document)["imbalance"].rows]
+    counts = [row["last_share"] * len(exchanges) for row in rows]
+    assert counts == pytest.approx([round(count) for count in counts])
+    assert sum(counts) == pytest.approx(len(exchanges))
+    worst = max(rows, key=lambda row: row["holdup_seconds"])
+    assert f"rank {worst['rank']} holds up each of the others by {100 * worst['holdup_share']:.0f} %" in document.verdict
+    places = {(each.layer, each.direction) for each in exchanges}
+    assert len(exchanges) == (ranks - 1) * len(places)
+    assert len(tables(document)["exchanges"].rows) == len(places)
 
 
 def test_unfinished_runs_say_so(folder, tmp_path):
