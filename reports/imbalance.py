@@ -37,6 +37,11 @@ LABELLED_SHARE = 0.045
 """A part shows its milliseconds when it takes this share of the axis."""
 BAR_HEIGHT, MARGINS, TALLEST = 0.42, 1.5, 12.0
 """Inches: of a bar, of title, axis and legend, of all of it."""
+CAPTION = (
+    "Exchange exposed: waiting while messages are on their way. Wait for late ranks: waiting for a rank that has not sent yet. "
+    "Forecasts count both as exchange (or all-reduce) exposed. Bars are means, each rank's epoch from its first operation to "
+    "its last; the epoch time elsewhere is the median of what rank 0 timed."
+)
 MOST_LABELLED = 24
 """Bars; more are too thin for numbers."""
 THICK, THIN = 0.6, 0.16
@@ -88,9 +93,7 @@ def breakdown_picture(names: Sequence[str], parts: pd.DataFrame, basis: Basis | 
         figure,
         f"{title}. {words}" if bars <= MOST_LABELLED else f"{title}: stacked bars, one for each of {bars}",
         basis,
-        caption="Exchange exposed: waiting while messages are on their way. Wait for late ranks: waiting for a rank that has "
-        "not sent yet. Forecasts count both as exchange (or all-reduce) exposed. Bars are means, each rank's epoch from its first "
-        "operation to its last; the epoch time elsewhere is the median of what rank 0 timed.",
+        caption=CAPTION,
         marks=part_marks(figure, axes, names, stacked, lefts),
         rows=rows,
     )

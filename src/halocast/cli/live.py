@@ -154,6 +154,11 @@ class Desk:
         axes = self.evaluator.grid.axes
         if name not in axes:
             raise MisuseError(f"unknown input '{name}'{nearest(name, axes)}")
+        if isinstance(value, str):  # names as the catalogue takes them, and in the grid's own word
+            spoken = {str(each).lower(): each for each in axes[name]} | (
+                {"calibrated": "", CALIBRATED: ""} if "" in axes[name] else {}
+            )
+            value = spoken.get(value.lower(), value)
         for allowed in axes[name]:
             if value == allowed and isinstance(value, bool) is isinstance(allowed, bool):
                 return allowed

@@ -91,6 +91,10 @@ def test_answers_are_the_sweeps_own(client, served_folder):
         assert sum(part["share"] for part in found["parts"]) == pytest.approx(1.0)
 
 
+def test_names_may_be_written_in_any_case(client):
+    assert ask(client, inputs=inputs(device="a100")).json() == ask(client, inputs=inputs(device="A100")).json()
+
+
 def test_a_rate_of_ones_own_takes_the_links_place(client):
     times = [ask(client, inputs=inputs(), rate_gbit=rate).json()["forecast"]["epoch_seconds"] for rate in (0.05, 0.5, 50.0)]
     assert times[0] > times[1] > times[2]
