@@ -4,22 +4,28 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests.unit.simulator.parts import all_to_all, lowered, workload
 
 from halocast.errors import MisuseError
 from halocast.runtime.programs import METHODS
+from halocast.simulator.costs import HostCosts, NetworkCosts
+from halocast.simulator.engine import Machine, simulate
 from halocast.simulator.forecast import (
     Scenario,
     assign_shares,
     assign_uniform,
     beyond_range,
+    breakdown,
     forecast,
     width_shares,
 )
+from halocast.simulator.network import star
 from halocast.simulator.observations import structure, traced_structure
 from halocast.simulator.timeline import write_timeline
 from halocast.traces.buffers import walk
 from halocast.traces.operations import Exchange
 from halocast.traces.trace import read_trace
+from halocast.traces.workload import ExactSavings
 
 
 def scenario_of(observation, **changes):
@@ -55,6 +61,22 @@ def test_the_parts_add_up_to_the_epoch(samples, calibration):
     answer, _ = forecast(calibration.costs, scenario_of(samples[0]))
     parts = sum(seconds for name, seconds in answer.breakdown.items() if name != "exchange hidden")
     assert parts == pytest.approx(answer.epoch_seconds.value, rel=0.1)
+
+
+@pytest.mark.parametrize("between", [0.0, 1.0, 10.0])
+def test_the_parts_add_up_whatever_the_first_rank_does_between_epochs(between):
+    """The others wait for it, but not in what it measures as an epoch."""
+    load = workload(all_to_all(3, 40), dims=(16, 8, 4), exact=ExactSavings.none())
+    work = lowered(load)
+    computing = float(work[0].seconds.sum())
+    host = HostCosts(cores=1, first_rank_seconds=between * computing)
+    simulation = simulate(work, Machine(star(3, 1e7), host, NetworkCosts()))
+    parts = breakdown(simulation)
+    total = sum(seconds for name, seconds in parts.items() if name != "exchange hidden")
+    assert total == pytest.approx(simulation.epoch_seconds, rel=0.05)
+    assert parts["compute"] + parts["quantise"] + parts["posting messages"] == pytest.approx(
+        np.mean([each.seconds.sum() for each in work]), rel=0.05
+    )
 
 
 def test_bytes_and_memory_are_of_all_ranks(samples, calibration):
