@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from halocast.reports.capacity_view import STOPS_PAYING, Series, View
+from halocast.reports.capacity_view import Series, View
 from halocast.reports.document import Marks
 from halocast.reports.figures import (
     BLUE,
@@ -37,6 +37,7 @@ from halocast.reports.labels import Name, name_points
 from halocast.reports.page import marks_of
 from halocast.reports.times import round_time, show_counts, show_times, spread, thinned
 from halocast.reports.words import written
+from halocast.simulator.whatif.table import STOPS_PAYING
 from halocast.words import byte_count, money, time_span
 
 RASTER_DPI = 200.0

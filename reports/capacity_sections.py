@@ -14,7 +14,6 @@ from halocast.reports.capacity_tables import SCENARIOS, brief_columns, brief_row
 from halocast.reports.capacity_view import (
     INPUTS,
     PARTS,
-    STOPS_PAYING,
     Series,
     View,
     clean_input,
@@ -30,6 +29,7 @@ from halocast.reports.document import (
     Value,
 )
 from halocast.reports.words import written
+from halocast.simulator.whatif.table import STOPS_PAYING
 from halocast.words import time_span
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -21,10 +20,6 @@ from halocast.reports.document import (
     Table,
     Value,
 )
-
-if TYPE_CHECKING:
-    pass
-
 
 MOST_REASONS = 40
 

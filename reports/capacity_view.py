@@ -13,6 +13,7 @@ import pandas as pd
 
 from halocast.reports.document import Form, Value
 from halocast.simulator.whatif.points import TASK
+from halocast.simulator.whatif.table import PARTS as COMPONENTS
 from halocast.simulator.whatif.table import front
 from halocast.words import byte_count, three_digits, time_span
 
@@ -52,22 +53,11 @@ PHRASES: Mapping[str, str] = MappingProxyType(
 """Inputs whose value alone would not be understood."""
 IMPLIED: Mapping[str, str] = MappingProxyType({"network_rate": "network", "price_per_hour": "device"})
 """Columns that say nothing new beside another one where each of its values has one of theirs."""
-PARTS: Mapping[str, str] = MappingProxyType(
-    {
-        "compute": "compute",
-        "quantise": "quantise",
-        "exchange_exposed": "exchange exposed",
-        "all_reduce_exposed": "all-reduce exposed",
-        "posting_messages": "posting messages",
-        "wait": "between operations",
-    }
-)
-"""Columns that together are an epoch."""
+PARTS: Mapping[str, str] = MappingProxyType({**COMPONENTS, "wait": "between operations"})
+"""Columns that together are an epoch, as people call them."""
 UNITS: Mapping[str, float] = MappingProxyType({"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "days": 86400.0})
 """Seconds of each unit of `time_span`."""
 CALIBRATED = "devices as calibrated"
-STOPS_PAYING = 0.5
-"""Efficiency below which adding ranks does not pay."""
 NUMBER = re.compile(r"(?<![A-Za-z\d-])\d[\d,.]*")
 """Not of a name, such as H100."""
 TOGETHER = (("method", "bits"), ("network", "network_rate"), ("device", "price_per_hour"))

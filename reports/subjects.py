@@ -50,10 +50,6 @@ class Subject:
     source: str = ""
     extrapolated: Sequence[str] = ()
 
-    @property
-    def has_time(self) -> bool:
-        return self.said is not None or len(self.seconds) > 0
-
     @cached_property
     def settings(self) -> dict[str, str]:
         """The configuration as ``section.key`` and text, without what repeats may differ in."""

@@ -14,10 +14,9 @@ from halocast.simulator.whatif.evaluation import MISSES_MEMORY, shares_of
 from halocast.simulator.whatif.folder import Answers, Knee, Sentence, Swing, Upgrade
 from halocast.simulator.whatif.grid import Grid
 from halocast.simulator.whatif.points import TASK, Point
+from halocast.simulator.whatif.table import STOPS_PAYING
 from halocast.words import money, round_span, time_span
 
-HALF = 0.5
-"""Efficiency below which adding ranks no longer pays."""
 SHOWN_SERIES = 3
 """Series that the sentence names."""
 SHOWN_REASONS = 4
@@ -141,7 +140,7 @@ class Questions:
         found = []
         for scenarios in self._series():
             rows = self.known.loc[scenarios].sort_values("ranks")
-            if (below := rows[rows["efficiency"] < HALF]).empty:
+            if (below := rows[rows["efficiency"] < STOPS_PAYING]).empty:
                 continue
             first = below.iloc[0]
             found.append(

@@ -19,6 +19,7 @@ from halocast.simulator.whatif.change import UNCHANGED, Change
 from halocast.simulator.whatif.grid import Grid, refuse_contradictions
 from halocast.simulator.whatif.points import PartKey, Point, resolve
 from halocast.simulator.whatif.structure import Structure
+from halocast.simulator.whatif.table import PARTS
 from halocast.simulator.whatif.values import real
 from halocast.traces.workload import LayerSpec, PartStatistics, Workload
 from halocast.words import money, round_span, time_span
@@ -32,16 +33,6 @@ KEPT_STRUCTURES = 16
 """Programs that are kept for the next scenario that shares them: some 30 MB each at 64 ranks."""
 KEPT_FORECASTS = 4096
 """Epochs that are kept for the next scenario that differs in its price only."""
-COMPONENTS = {
-    "compute": "compute",
-    "quantise": "quantise",
-    "exchange_exposed": "exchange exposed",
-    "all_reduce_exposed": "all-reduce exposed",
-    "posting_messages": "posting messages",
-    "wait": "wait",
-    "exchange_hidden": "exchange hidden",
-}
-"""`Forecast.breakdown`'s names by column."""
 BINDS = {
     "compute": "compute",
     "quantise": "quantise",
@@ -273,7 +264,7 @@ class Evaluator:
             seconds=interval.value,
             low=interval.low,
             high=interval.high,
-            breakdown={column: parts[name] for column, name in COMPONENTS.items()},
+            breakdown={column: parts[name] for column, name in {**PARTS, "exchange_hidden": "exchange hidden"}.items()},
             bytes_per_epoch=total,
             exchange_bytes_per_epoch=exchanged,
             peak_bytes=peak,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,14 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
+from halocast.simulator.forecast import COMPONENTS
 from halocast.simulator.whatif.points import Point
 
 Floats = npt.NDArray[np.float64]
+STOPS_PAYING = 0.5
+"""Efficiency below which adding ranks does not pay."""
+PARTS: Mapping[str, str] = MappingProxyType({name.replace("-", "_").replace(" ", "_"): name for name in COMPONENTS.values()})
+"""Columns that together are an epoch, with their names in `Forecast.breakdown`."""
 COLUMNS = pa.schema(
     [
         ("scenario", pa.int64()),

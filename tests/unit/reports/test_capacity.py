@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
+from documents import block, column, identities
 from pages import Page
 from whatif_folder import DEVICES, NETWORKS, scenario_table, ten_thousand, write_folder
 
@@ -26,19 +27,6 @@ def whatif_of(folder, table, **changes):
 
 def document_of(folder, table, **changes):
     return capacity_document(whatif_of(folder, table, **changes), "capacity")
-
-
-def block(document, identity):
-    return next(each for kind in (Table, Picture) for each in document.blocks(kind) if each.identity == identity)
-
-
-def identities(document):
-    return {each.identity for kind in (Table, Picture) for each in document.blocks(kind)}
-
-
-def column(table, identifier):
-    place = [each.identifier for each in table.columns].index(identifier)
-    return [row[place] for row in table.rows]
 
 
 def cheapest(table):

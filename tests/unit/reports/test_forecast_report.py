@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from documents import block, column, identities
 from pages import Page
 from synthetic import Scenario, write_synthetic_run
 
 from halocast.errors import MisuseError
-from halocast.reports.document import Picture, Table, Tiles
+from halocast.reports.document import Tiles
 from halocast.reports.forecast import ForecastPair, forecast_document
 from halocast.reports.forecast_figures import Point, scatter_figure
 from halocast.reports.forecast_validation import read_validation
@@ -48,19 +49,6 @@ def make_pair(traces, name="a run", **said):
 @pytest.fixture(scope="module")
 def validation():
     return json.loads(VALIDATION.read_text())
-
-
-def block(document, identity):
-    return next(each for kind in (Table, Picture) for each in document.blocks(kind) if each.identity == identity)
-
-
-def identities(document):
-    return {each.identity for kind in (Table, Picture) for each in document.blocks(kind)}
-
-
-def column(table, identifier):
-    place = [each.identifier for each in table.columns].index(identifier)
-    return [row[place] for row in table.rows]
 
 
 def measured(configuration):
