@@ -42,7 +42,7 @@ from halocast.reports.forecast_validation import (
 from halocast.reports.train import TrainRun, counted_seconds
 from halocast.reports.train import footer as run_footer
 from halocast.reports.words import written
-from halocast.simulator.observations import WARM_UP_EPOCHS
+from halocast.traces.epochs import WARM_UP_EPOCHS
 from halocast.traces.trace import Trace
 from halocast.words import duration, time_span
 
@@ -83,7 +83,7 @@ class ForecastPair:
     @property
     def seconds(self) -> float:
         """Of an epoch, measured. Raises MisuseError where none was timed."""
-        counted = counted_seconds(self.run)
+        counted = counted_seconds(self.run.metrics)
         if not len(counted):
             raise MisuseError(f"{self.name}: no epoch of this run was timed, so there is nothing to compare with")
         return float(np.median(counted))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from halocast.reports.figures import BLUE, GRID, IDLE, MARKS, ORANGE, PURPLE, SKY, VERMILION
-from halocast.traces.epochs import steady_epochs as steady_epochs
+from halocast.traces.epochs import steady_epochs
 from halocast.traces.flights import peers_flights, rounds, waits_with_flights
 from halocast.traces.trace import COMMUNICATION, COMPUTE, TRAIN, Trace
 

@@ -13,8 +13,9 @@ import pandas as pd
 
 from halocast.reports.document import Basis, Value
 from halocast.reports.estimates import Estimate, Scatter, epoch_estimate
-from halocast.reports.ranks import HIDDEN, PARTS, rank_times, steady_epochs
+from halocast.reports.ranks import HIDDEN, PARTS, rank_times
 from halocast.reports.traffic import ExchangeWidths, exchange_widths
+from halocast.traces.epochs import steady_epochs
 from halocast.traces.trace import Trace
 
 NOT_CONFIGURATION = ("seed", "port", "timeout_seconds", "forecast", "trace.", "training.checkpoint_every", "threads")

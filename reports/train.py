@@ -40,7 +40,7 @@ from halocast.reports.traffic import (
 )
 from halocast.reports.widths import mean_bits, together
 from halocast.simulator.costs import Ceilings
-from halocast.simulator.observations import WARM_UP_EPOCHS
+from halocast.traces.epochs import WARM_UP_EPOCHS
 from halocast.traces.trace import Trace, TraceManifest
 from halocast.words import byte_count, time_span
 
@@ -160,16 +160,16 @@ def verdict(run: TrainRun, times: RankTimes | None) -> str:
     return f"{waiting}; rank {worst} holds up each of the others by {percent(share)} of it, sending late."
 
 
-def counted_seconds(run: TrainRun) -> npt.NDArray[np.float64]:
+def counted_seconds(metrics: pd.DataFrame) -> npt.NDArray[np.float64]:
     """Epoch times as rank 0 measured them, the first ones left out where enough remain."""
-    known = run.metrics.dropna(subset="epoch_seconds")
+    known = metrics.dropna(subset="epoch_seconds")
     counted = known[known["epoch"] >= WARM_UP_EPOCHS]
     return (counted if len(counted) else known)["epoch_seconds"].to_numpy(dtype=np.float64)
 
 
 def median_seconds(run: TrainRun, times: RankTimes | None) -> float:
     """Of an epoch; from the trace where rank 0 left no times."""
-    seconds = counted_seconds(run)
+    seconds = counted_seconds(run.metrics)
     if len(seconds):
         return float(np.median(seconds))
     return times.epoch_seconds if times is not None else float("nan")
@@ -178,7 +178,7 @@ def median_seconds(run: TrainRun, times: RankTimes | None) -> float:
 def tiles(run: TrainRun, times: RankTimes | None) -> Tiles:
     """The numbers that matter."""
     basis = run.basis
-    seconds = counted_seconds(run)
+    seconds = counted_seconds(run.metrics)
     facts = []
     if len(seconds):
         low, high = np.quantile(seconds, (0.1, 0.9))
@@ -319,7 +319,7 @@ def notes(run: TrainRun, times: RankTimes | None, ceilings: Ceilings | None) -> 
 
 def data(run: TrainRun, times: RankTimes | None) -> dict[str, object]:
     """Keys that scripts rely on."""
-    seconds = counted_seconds(run)
+    seconds = counted_seconds(run.metrics)
     found: dict[str, object] = {
         "run": run.source,
         "finished": not run.unfinished,

@@ -21,7 +21,7 @@ import pandas as pd
 from halocast.errors import MisuseError
 from halocast.runtime.programs import METHODS
 from halocast.simulator.engine import RankWork, lower
-from halocast.traces.epochs import WARM_UP_EPOCHS as WARM_UP_EPOCHS
+from halocast.traces.epochs import WARM_UP_EPOCHS
 from halocast.traces.operations import Direction, Operation
 from halocast.traces.schema import TRACE_SCHEMA_VERSION
 from halocast.traces.trace import COMMUNICATION, COMPUTE, MANIFEST, TRAIN, Trace, read_trace

@@ -124,7 +124,7 @@ def read_metrics(folder: Path) -> pd.DataFrame:
 
 def traced_bytes(trace: Trace) -> tuple[int, int]:
     """(exchanged, all) bytes of the last whole epoch over all ranks; a ring all-reduce sends 2 (K − 1) / K of its bucket."""
-    from halocast.reports.ranks import steady_epochs
+    from halocast.traces.epochs import steady_epochs
 
     epochs = steady_epochs(trace)
     if not epochs:
@@ -195,13 +195,11 @@ def read_subject(folder: Path, name: str) -> Subject:
         raise MisuseError(f"{folder} is a {kind} folder; only runs and forecasts are compared")
     from halocast.reports.document import Basis
     from halocast.reports.subjects import Subject
-    from halocast.simulator.observations import WARM_UP_EPOCHS
+    from halocast.reports.train import counted_seconds
 
     result = read_document(folder / RESULT) if (folder / RESULT).is_file() else {}
     trace = _trace_of(folder)
     metrics = read_metrics(folder)
-    known = metrics.dropna(subset="epoch_seconds")
-    counted = known[known["epoch"] >= WARM_UP_EPOCHS]
     exchanged, total = (int(result.get(key, 0)) for key in ("exchange_bytes_per_epoch", "bytes_per_epoch"))
     if not result and trace is not None:
         exchanged, total = traced_bytes(trace)
@@ -213,7 +211,7 @@ def read_subject(folder: Path, name: str) -> Subject:
         fingerprint=str(result.get("fingerprint", trace.manifest.graph.fingerprint if trace else "")),
         machine="" if trace is None else f"{trace.manifest.machine.cpu}, {trace.manifest.machine.cores} cores",
         world_size=int(result.get("ranks", trace.manifest.world_size if trace else 0)),
-        seconds=(counted if len(counted) else known)["epoch_seconds"].to_numpy(dtype="float64"),
+        seconds=counted_seconds(metrics),
         said=None,
         metrics=metrics,
         trace=trace,

@@ -4,7 +4,8 @@ import pytest
 from synthetic import Scenario, synthetic_manifest, write_synthetic_run
 from tests.support.simulated import simulated
 
-from halocast.reports.ranks import HIDDEN, PARTS, last_shares, last_to_send, rank_times, steady_epochs
+from halocast.reports.ranks import HIDDEN, PARTS, last_shares, last_to_send, rank_times
+from halocast.traces.epochs import steady_epochs
 from halocast.traces.operations import Aggregate, AllReduce, Direction, Exchange, PeerMessage, Quantize, Step, Wait, Work
 from halocast.traces.trace import TraceWriter, read_trace, write_manifest
 
