@@ -21,6 +21,8 @@ from halocast.runtime.exchange.quantized import MessageWidths, QuantizedMessages
 from halocast.runtime.exchange.transport import Flight, LostPeerError, Transport
 from halocast.runtime.features import DenseRows, FeatureRows, SparseRows
 from halocast.runtime.memory import Arena
+from halocast.runtime.merging import Merging
+from halocast.runtime.models.blockwise import BlockwiseLayer
 from halocast.runtime.models.layers import LinearAggregation
 from halocast.runtime.models.network import GradientBuckets, GraphNetwork
 from halocast.runtime.programs.full import AGGREGATED_FEATURES, FEATURES
@@ -36,6 +38,7 @@ from halocast.traces.operations import (
     Free,
     Keep,
     Loss,
+    Merge,
     Operation,
     Part,
     PeerMessage,
@@ -57,6 +60,7 @@ class Method(Protocol):
     """What the executor runs: one program an epoch, one for evaluation."""
 
     name: str
+    receives_in_place: bool
 
     def epoch(self, view: RankView) -> Program: ...
 
@@ -164,6 +168,9 @@ class Executor:
             None if network.norm(index) is None else torch.empty(2, self._rows.total, dtype=dtype, device=device)
             for index in range(len(network.layers))
         ]
+        self._merging = Merging(
+            view, network, data.adjacency, data.features, self.buckets, lambda: self._buffers, self._layer_stream
+        )
         self._tapes: dict[tuple[int, Part], tuple[Tensor, Tensor]] = {}
         self._incoming_rows: dict[str, dict[int, int]] = {}
         self._clock = clock or ThreadClock()
@@ -172,6 +179,7 @@ class Executor:
         self._handlers: dict[type[Operation], Callable[[Any], Any]] = {
             Aggregate: self._aggregate,
             Transform: self._transform,
+            Merge: self._merging.merge,
             Apply: self._apply,
             Quantize: self._gather if messages is None else self._encode,
             Dequantize: self._accumulate if messages is None else self._decode,
@@ -363,6 +371,10 @@ class Executor:
             self.data.features[name].transposed_product(rows, gradient, out)
 
     def _project(self, operation: Transform, rows: slice) -> None:
+        if self._merging.has(operation.layer):
+            forward = operation.direction is Direction.FORWARD
+            (self._merging.project if forward else self._merging.project_backward)(operation, rows)
+            return
         self._product(operation.source, rows, self._linear(operation.layer).weight, self._buffers[operation.target][rows])
 
     def _whole(self, operation: Transform, rows: slice) -> None:
@@ -371,23 +383,33 @@ class Executor:
         self._finish(operation, rows)
 
     def _finish(self, operation: Transform, rows: slice) -> None:
+        if operation.direction is Direction.BACKWARD:
+            self._merging.finish_backward(operation, has_epilogue=self._has_epilogue(operation.layer))
+            return
         z = self._buffers[operation.preactivation][rows]
         layer, spec = self.network.layers[operation.layer], self.view.layers[operation.layer]
-        bias = None
-        if isinstance(layer, LinearAggregation):
-            bias = layer.bias
-            if layer.self_weight is not None:
-                self._product(operation.source, rows, layer.self_weight, z, accumulate=True)
+        if isinstance(layer, BlockwiseLayer):
+            self._merging.finish(operation)
+        elif isinstance(layer, LinearAggregation) and layer.self_weight is not None:
+            self._product(operation.source, rows, layer.self_weight, z, accumulate=True)
         if spec.residual:
             z.add_(self._buffers[operation.source][rows])
         kernels.epilogue_forward(
             z,
             self._buffers[operation.output][rows],
-            bias=bias,
+            bias=self._bias(operation.layer),
             normalization=self._normalization(operation.layer, rows),
             relu=spec.activation,
             **self._dropout(operation.layer, rows),
         )
+
+    def _bias(self, index: int) -> Tensor | None:
+        """What the epilogue adds; a layer that is run whole adds its own."""
+        layer = self.network.layers[index]
+        return layer.bias if isinstance(layer, LinearAggregation | BlockwiseLayer) else None
+
+    def _has_epilogue(self, index: int) -> bool:
+        return index < len(self.network.layers) - 1 and self.view.layers[index].has_epilogue
 
     def _normalization(self, index: int, rows: slice) -> kernels.Normalization | None:
         norm, statistics = self.network.norm(index), self._norm_statistics[index]
@@ -395,6 +417,12 @@ class Executor:
             return None
         mean, rstd = statistics
         return kernels.Normalization(norm.weight, norm.bias, mean[rows], rstd[rows], norm.eps)
+
+    def _layer_stream(self, index: int) -> kernels.Stream | None:
+        """Random numbers inside a layer; None in evaluation."""
+        if not self._context.training:
+            return None
+        return kernels.Stream(self._seed, self._context.epoch, index, purpose=DROPOUT_IN_LAYER)
 
     def _dropout(self, index: int, rows: slice) -> dict[str, Any]:
         probability = self.view.layers[index].dropout
@@ -405,8 +433,7 @@ class Executor:
 
     def _activation_backward(self, operation: Transform, rows: slice) -> None:
         index = operation.layer
-        spec, layer, norm = self.view.layers[index], self.network.layers[index], self.network.norm(index)
-        bias = layer.bias if isinstance(layer, LinearAggregation) else None
+        spec, norm, bias = self.view.layers[index], self.network.norm(index), self._bias(index)
         normalization = self._normalization(index, rows)
         kernels.epilogue_backward(
             self._buffers[operation.gradient][rows],
