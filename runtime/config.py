@@ -33,7 +33,7 @@ class ModelConfig(Section):
     residual: bool = False
     """Add a layer's input to its pre-activation wherever the widths agree."""
     options: dict[str, Any] = {}
-    """Keyword arguments of the layer: of attention heads, slope, attention_dropout, self_loops; of a layer of your own, its own."""
+    """Keyword arguments of the layer. gat, gatv2: heads, slope, attention_dropout, self_loops."""
 
 
 class PartitionConfig(Section):
@@ -88,7 +88,7 @@ class MethodConfig(Section):
     prefetch: int = Field(default=1, ge=0)
     """sar: rounds in flight while another is computed."""
     keep: bool | tuple[Annotated[int, Field(ge=0)], ...] = False
-    """sar: keep remote blocks from forward to backward (true), fetch them a second time (false), or the layers that keep them."""
+    """sar: keep remote blocks until backward (true), fetch them a second time (false), or the layers that keep theirs."""
     dropping: bool = False
     """adaqp: accept width 0, as many messages of a pair left out at random in each epoch and the others scaled."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from halocast.errors import MisuseError
 from halocast.runtime import kernels
@@ -403,7 +403,7 @@ class Executor:
             **self._dropout(operation.layer, rows),
         )
 
-    def _bias(self, index: int) -> Tensor | None:
+    def _bias(self, index: int) -> nn.Parameter | None:
         """What the epilogue adds; a layer that is run whole adds its own."""
         layer = self.network.layers[index]
         return layer.bias if isinstance(layer, LinearAggregation | BlockwiseLayer) else None
@@ -516,7 +516,9 @@ class Executor:
     # -- communication ------------------------------------------------------------------------------------------
 
     def _gather(self, operation: Quantize) -> None:
-        rows = self.data.boundary if operation.peer < 0 else self.data.boundary[self._boundary_to(operation.peer)]
+        rows = self.data.boundary
+        if operation.peer >= 0:  # fetched again, only the first of a peer's rows may be wanted
+            rows = rows[self._boundary_to(operation.peer)][: operation.work.rows]
         kernels.gather_rows(self._dense(operation.source), rows, self._buffers[operation.target])
 
     def _boundary_to(self, peer: int) -> slice:

@@ -12,7 +12,7 @@ from halocast.runtime import kernels
 from halocast.runtime.adjacency import Adjacency
 from halocast.runtime.block_edges import BlockEdges
 from halocast.runtime.features import DenseRows, FeatureRows
-from halocast.runtime.models.blockwise import BlockwiseLayer, MergingRows
+from halocast.runtime.models.blockwise import NOTHING, BlockwiseLayer, MergingRows
 from halocast.runtime.models.network import GradientBuckets, GraphNetwork
 from halocast.traces.operations import Direction, Merge, Part, Transform
 from halocast.traces.workload import RankView
@@ -136,16 +136,20 @@ class Merging:
     def _rows(self, operation: Merge | Transform) -> MergingRows:
         own = self.adjacency.rows.own
 
-        def rows(name: str) -> Tensor | None:
-            return self._buffer(name)[:own] if name else None
+        def rows(name: str) -> Tensor:
+            return self._buffer(name)[:own] if name else NOTHING
 
-        merged = isinstance(operation, Merge)
+        reduced, gradient = (
+            (operation.reduced, operation.gradient)
+            if isinstance(operation, Merge)
+            else (operation.aggregated, operation.target)
+        )
         return MergingRows(
-            reduced=rows(operation.reduced if merged else operation.aggregated),
-            state=self._buffer(operation.state).view(-1) if operation.state else None,
+            reduced=rows(reduced),
+            state=self._buffer(operation.state).view(-1) if operation.state else NOTHING,
             queries=rows(operation.queries),
             degrees=self.adjacency.degrees[:own],
-            gradient=rows(operation.gradient if merged else operation.target),
+            gradient=rows(gradient),
             context=rows(operation.context),
             query_gradient=rows(operation.query_target),
         )
@@ -159,7 +163,6 @@ class Merging:
         layer.conclude(rows)
         if not spec.finishes:
             return
-        assert rows.reduced is not None
         z = self._buffer(operation.preactivation)[: len(rows.reduced)]
         for piece in _pieces(rows.reduced, spec.dim_in + spec.dim_out):
             z[piece] = layer.finish(self._inputs(operation, piece), rows.reduced[piece])

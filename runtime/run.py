@@ -148,8 +148,8 @@ def _check_method(config: RunConfig) -> None:
     layer = build_layer(config.model.layer, config.model.hidden, config.model.hidden, config.model.options)
     if method.name == "sar" and not isinstance(layer, LinearAggregation | BlockwiseLayer):
         raise MisuseError(
-            f"method sar visits one part after another, and model.layer '{config.model.layer}' wants all its neighbours at once: "
-            "use --method full, or derive it from halocast.runtime.models.blockwise.MessageLayer"
+            f"method sar visits one part after another, and model.layer '{config.model.layer}' wants all its neighbours at "
+            "once: use --method full, or derive it from halocast.runtime.models.blockwise.MessageLayer"
         )
     if method.keep is not False and method.name != "sar":
         raise MisuseError(f"method.keep is for method sar, which else fetches blocks twice: leave it out of {method.name}")

@@ -84,7 +84,6 @@ class _Attention(BlockwiseLayer):
         attention_kernels.finish_attention(self._state(rows))
 
     def prepare_backward(self, rows: MergingRows) -> None:
-        assert rows.gradient is not None and rows.queries is not None
         logits = self._logits(rows.queries[:0], rows.queries)
         attention_kernels.pack_targets(self._state(rows), rows.gradient, logits, out=rows.context)
 
@@ -99,8 +98,8 @@ class _Attention(BlockwiseLayer):
         accumulate: bool,
         parameter_gradient: Callable[[nn.Parameter], Tensor],
     ) -> None:
-        assert messages is not None and target is not None
-        assert rows.context is not None and rows.gradient is not None and rows.query_gradient is not None
+        assert messages is not None
+        assert target is not None
         values, logits = self._inputs(block, messages, rows)
         attention_kernels.attend_backward(
             block.edges,
@@ -114,11 +113,9 @@ class _Attention(BlockwiseLayer):
         )
 
     def _inputs(self, block: BlockEdges, messages: Tensor, rows: MergingRows) -> tuple[Tensor, Logits]:
-        assert rows.queries is not None
         return messages[:, : self.width], self._logits(messages[:, self.width :], rows.queries[block.targets])
 
     def _state(self, rows: MergingRows, targets: slice = slice(None)) -> AttentionState:
-        assert rows.state is not None and rows.reduced is not None
         maximum, total = rows.state.view(2, -1, self.heads)
         return AttentionState(maximum[targets], total[targets], rows.reduced[targets])
 

@@ -1,8 +1,8 @@
 """Layers that meet their neighbours' messages block by block: what they define, and a message of one's own.
 
 Such a layer never sees all neighbours of a row at once. Its messages are rows of its input, or of their product with a matrix
-(`projection`); they arrive in blocks, in any order, and merge into one result a row. So the same layer trains with the whole halo
-in memory (`--method full`), quantised (adaqp), or one part at a time (sar).
+(`projection`); they arrive in blocks, in any order, and merge into one result a row. So the same layer trains with the whole
+halo in memory (`--method full`), quantised (adaqp), or one part at a time (sar).
 """
 
 from __future__ import annotations
@@ -23,23 +23,27 @@ PIECE_VALUES = 1 << 19
 """Values of gathered rows that a message of one's own is computed on at a time."""
 
 
+NOTHING = torch.empty(0)
+"""Stands for rows that a step does not have."""
+
+
 @dataclass(frozen=True)
 class MergingRows:
-    """The own rows' side of merging, or that of some of them. Each tensor has a row an own row."""
+    """The own rows' side of merging, as far as a step has it. Each tensor has a row an own row."""
 
-    reduced: Tensor | None = None
+    reduced: Tensor = NOTHING
     """[own, reduced_dim] the running, then the finished result."""
-    state: Tensor | None = None
+    state: Tensor = NOTHING
     """[own · state_dim], flat: a layer lays out in it what it likes, matrix after matrix."""
-    queries: Tensor | None = None
+    queries: Tensor = NOTHING
     """[own, query_dim]"""
-    degrees: Tensor | None = None
+    degrees: Tensor = NOTHING
     """int64 [own] neighbours in the whole graph, self loops not counted."""
-    gradient: Tensor | None = None
+    gradient: Tensor = NOTHING
     """[own, reduced_dim] of the finished result."""
-    context: Tensor | None = None
+    context: Tensor = NOTHING
     """[own, context_dim] what `prepare_backward` leaves for every block."""
-    query_gradient: Tensor | None = None
+    query_gradient: Tensor = NOTHING
     """[own, query_dim] added to by every block."""
 
 
@@ -142,29 +146,24 @@ class MessageLayer(BlockwiseLayer):
         }
 
     def start(self, rows: MergingRows) -> None:
-        assert rows.reduced is not None
         rows.reduced.zero_()
 
     def merge(self, block: BlockEdges, messages: Tensor, rows: MergingRows, stream: kernels.Stream | None) -> None:
-        assert rows.reduced is not None
         into = rows.reduced[block.targets]
         for _, sources, targets in self._pieces(block):
-            own = None if rows.queries is None else rows.queries[block.targets][targets]
+            own = rows.queries[block.targets][targets] if self.reads_target else None
             into.index_add_(0, targets, self.message(messages[sources], own))
 
     def conclude(self, rows: MergingRows) -> None:
         if self.mean:
-            assert rows.reduced is not None
             rows.reduced.mul_(self._share(rows)[:, None])
 
     def prepare_backward(self, rows: MergingRows) -> None:
         if self.mean:
-            assert rows.gradient is not None
             rows.gradient.mul_(self._share(rows)[:, None])
 
     @staticmethod
     def _share(rows: MergingRows) -> Tensor:
-        assert rows.degrees is not None and rows.reduced is not None
         return rows.degrees.clamp(min=1).to(rows.reduced.dtype).reciprocal()
 
     def merge_backward(
@@ -178,13 +177,13 @@ class MessageLayer(BlockwiseLayer):
         accumulate: bool,
         parameter_gradient: Callable[[nn.Parameter], Tensor],
     ) -> None:
-        assert messages is not None and rows.gradient is not None
+        assert messages is not None
         gradient = rows.gradient[block.targets]
         parameters = [each for each in self.parameters() if each.requires_grad]
         for span, sources, targets in self._pieces(block):
             with torch.enable_grad():
                 source = messages[sources].requires_grad_()
-                own = None if rows.queries is None else rows.queries[block.targets][targets].requires_grad_()
+                own = rows.queries[block.targets][targets].requires_grad_() if self.reads_target else None
                 ends = [source] if own is None else [source, own]
                 found = torch.autograd.grad(
                     self.message(source, own), [*ends, *parameters], gradient[targets], allow_unused=True
@@ -194,7 +193,7 @@ class MessageLayer(BlockwiseLayer):
                     target[span] = 0.0
                 if found[0] is not None:
                     target.index_add_(0, sources, found[0])
-            if own is not None and rows.query_gradient is not None and found[1] is not None:
+            if own is not None and rows.query_gradient.numel() and found[1] is not None:
                 rows.query_gradient[block.targets].index_add_(0, targets, found[1])
             for parameter, value in zip(parameters, found[len(ends) :], strict=True):
                 if value is not None:

@@ -48,7 +48,6 @@ class GraphSAGEMax(BlockwiseLayer):
         attention_kernels.finish_extremes(self._state(rows))
 
     def prepare_backward(self, rows: MergingRows) -> None:
-        assert rows.gradient is not None
         attention_kernels.share_among_ties(self._state(rows), rows.gradient, out=rows.gradient)
 
     def merge_backward(
@@ -62,13 +61,13 @@ class GraphSAGEMax(BlockwiseLayer):
         accumulate: bool,
         parameter_gradient: Callable[[nn.Parameter], Tensor],
     ) -> None:
-        assert messages is not None and target is not None and rows.reduced is not None and rows.gradient is not None
+        assert messages is not None
+        assert target is not None
         value, share = rows.reduced[block.targets], rows.gradient[block.targets]
         state = ExtremeState(value, value)  # the ties have been shared out: their number is not read again
         attention_kernels.extremes_backward(block.edges, state, share, messages, target, accumulate=accumulate)
 
     def _state(self, rows: MergingRows, targets: slice = slice(None)) -> ExtremeState:
-        assert rows.state is not None and rows.reduced is not None
         return ExtremeState(rows.reduced[targets], rows.state.view(rows.reduced.shape)[targets])
 
 
@@ -93,11 +92,9 @@ class GIN(BlockwiseLayer):
         return inner.relu() @ self.outer_weight
 
     def start(self, rows: MergingRows) -> None:
-        assert rows.reduced is not None
         rows.reduced.zero_()
 
     def merge(self, block: BlockEdges, messages: Tensor, rows: MergingRows, stream: kernels.Stream | None) -> None:
-        assert rows.reduced is not None
         edges = block.edges
         kernels.aggregate(edges.begin, edges.end, edges.sources, messages, rows.reduced[block.targets], accumulate=True)
 
@@ -112,6 +109,6 @@ class GIN(BlockwiseLayer):
         accumulate: bool,
         parameter_gradient: Callable[[nn.Parameter], Tensor],
     ) -> None:
-        assert target is not None and rows.gradient is not None
+        assert target is not None
         edges, gradient = block.edges, rows.gradient[block.targets]
         kernels.aggregate(edges.source_begin, edges.source_end, edges.targets, gradient, target, accumulate=accumulate)

@@ -74,7 +74,7 @@ def _options(layer: type[nn.Module]) -> list[str]:
         parameter.name
         for kind in layer.__mro__
         if "__init__" in vars(kind) and kind.__module__.startswith("halocast.")
-        for parameter in inspect.signature(kind.__init__).parameters.values()
+        for parameter in inspect.signature(vars(kind)["__init__"]).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY
     ]
 

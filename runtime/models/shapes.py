@@ -80,7 +80,8 @@ def attention_shape(name: str, dim_in: int, dim_out: int, *, heads: int, average
     if not average and dim_out % heads:
         near = min((each for each in range(1, MOST_HEADS + 1) if dim_out % each == 0), key=lambda each: abs(each - heads))
         raise MisuseError(
-            f"model.options.heads = {heads} does not divide the width {dim_out} of layer '{name}'; the nearest that does is {near}"
+            f"model.options.heads = {heads} does not divide the width {dim_out} of layer '{name}'; "
+            f"the nearest that does is {near}"
         )
     width = heads * dim_out if average else dim_out
     second = name == "gatv2"

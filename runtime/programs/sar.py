@@ -37,7 +37,6 @@ from halocast.traces.operations import (
 )
 from halocast.traces.workload import RankView
 
-
 AGAIN = ".again"
 """After the names of buffers of messages that are fetched a second time."""
 
