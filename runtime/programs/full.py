@@ -293,7 +293,13 @@ class LayerProgram:
     @property
     def keeps_messages(self) -> bool:
         """Whether messages, the halo's too, stay where they are until the backward pass has read them."""
-        return self.spec.refetches
+        return self.rereads_messages
+
+    @property
+    def rereads_messages(self) -> bool:
+        """Whether the backward pass reads messages at all: static ones have no gradient, and plain sums do without."""
+        spec = self.spec
+        return spec.refetches and (self.schedule.needs_input_gradient or spec.projects or spec.merge_parameters)
 
     @property
     def message_rows(self) -> Part:
