@@ -58,9 +58,9 @@ def entry_data(
     Raises:
         GraphError: arrays that do not fit, an unknown type, or two edges that say different things of one entry.
     """
-    if features is None and types is None:
-        if relations:
-            raise GraphError(f"{source}: {len(relations)} relations are named, but no edge has a type; pass edge_types too")
+    if types is None and relations:
+        raise GraphError(f"{source}: {len(relations)} relations are named, but no edge has a type; pass edge_types too")
+    if types is None and features is None:
         return EntryData()
     if both_ways:
         check_symmetric(first, second, nodes, source, "to have the reverse entries made leave both_ways out")
@@ -70,20 +70,24 @@ def entry_data(
         names += tuple(INVERSE + name for name in names)
     _check_names(names, source)
 
-    proper = np.flatnonzero(first != second)
-    low, high = first[proper].astype(np.int64), second[proper].astype(np.int64)
-    keys, listed = high * nodes + low, proper
-    if not both_ways:
-        keys, listed = np.concatenate([keys, low * nodes + high]), np.concatenate([proper, proper])
-        if kinds is not None:
-            kinds = np.concatenate([kinds[proper], kinds[proper] + np.int32(len(names) // 2)])
-    elif kinds is not None:
-        kinds = kinds[proper]
-    order = np.argsort(keys, kind="stable")
-    keys, listed, kinds = keys[order], listed[order], None if kinds is None else kinds[order]
+    keys, listed, reverse = _entries(first, second, nodes, both_ways=both_ways)
+    if kinds is not None:
+        kinds = kinds[listed] + np.where(reverse, len(names) // 2, 0).astype(np.int32)
     _check_agreement(keys, listed, rows, kinds, names, nodes, source)
     new = np.concatenate([np.ones(min(keys.size, 1), dtype=np.bool_), keys[1:] != keys[:-1]])
     return EntryData(None if rows is None else rows[listed[new]], None if kinds is None else kinds[new], names)
+
+
+def _entries(first: IntArray, second: IntArray, nodes: int, *, both_ways: bool) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
+    """Entries that a list gives, with repeats: ascending keys row * nodes + column, the pair each is of, whether reversed."""
+    proper = np.flatnonzero(first != second)
+    come_from, to = first[proper].astype(np.int64), second[proper].astype(np.int64)
+    keys, listed, reverse = to * nodes + come_from, proper, np.zeros(proper.size, dtype=np.bool_)
+    if not both_ways:
+        keys, listed = np.concatenate([keys, come_from * nodes + to]), np.concatenate([proper, proper])
+        reverse = np.concatenate([reverse, ~reverse])
+    order = np.argsort(keys, kind="stable")
+    return keys[order], listed[order], reverse[order]
 
 
 def relation_names(count: int) -> tuple[str, ...]:
@@ -126,8 +130,6 @@ def _kinds(
 ) -> tuple[Types | None, tuple[str, ...]]:
     """Types [pairs] and the names of the relations that the list itself has."""
     if types is None:
-        if relations:
-            raise GraphError(f"{source}: {len(relations)} relations are named, but no edge has a type; pass edge_types too")
         return None, ()
     array = np.asarray(types)
     if array.dtype.kind not in "iu":

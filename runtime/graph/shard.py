@@ -7,6 +7,10 @@ partition; the halo rows of one peer put those with a labelled neighbour here fi
 exchange, which carries only those, sends a prefix. Row i of `indices` starts with i itself, then own columns, then
 halo columns, each ascending: aggregation with or without self loops, and over own columns only (the own rows of Aᵀ,
 since A's pattern is symmetric), are all ranges of the same array.
+
+Edge data, where the graph has any, lies in the order of `indices` and is stored nowhere twice: `halo_entry` says where in
+it each entry of the halo rows of Aᵀ is found. It belongs to A's entries (row i, column j: the message from j to i) and, unlike
+the pattern, need not be symmetric.
 """
 
 from __future__ import annotations
