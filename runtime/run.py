@@ -288,6 +288,8 @@ class RankEstimate:
     parameters: int
     exchange_per_epoch: int
     reduce_per_epoch: int
+    edge_data: int = 0
+    """Edge features and types, mapped from the disk; not in `memory`, since only layers that use them load them."""
 
     @property
     def memory(self) -> int:
@@ -318,6 +320,7 @@ def estimate(config: RunConfig, report: Callable[[str], None] = lambda text: Non
                 parameters=values * view.value_bytes * (2 + optimizer_states),
                 exchange_per_epoch=summary.exchange_bytes,
                 reduce_per_epoch=summary.reduce_bytes,
+                edge_data=_edge_bytes(view),
             )
         )
     return estimates
@@ -328,6 +331,13 @@ def _structure_bytes(view: RankView) -> int:
     part = view.part
     entries = part.nnz_central + part.nnz_marginal + part.own + part.nnz_halo
     return 4 * entries + 8 * (4 * part.own + 2 * part.halo + 2 * (part.own + part.halo))
+
+
+def _edge_bytes(view: RankView) -> int:
+    """float32 features and int32 types of every entry, and the int64 places of those of the halo rows."""
+    part = view.part
+    columns = part.edge_dim + (part.relations > 0)
+    return 4 * columns * (part.nnz_central + part.nnz_marginal + part.own) + (8 * part.nnz_halo if columns else 0)
 
 
 def _feature_bytes(view: RankView) -> int:

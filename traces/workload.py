@@ -128,6 +128,10 @@ class PartStatistics:
     aggregated_sparse: bool = False
     aggregated_nnz: tuple[int, int, int] = (0, 0, 0)
     """The same of the aggregated feature rows; they depend on the model, so the runtime fills them in."""
+    edge_dim: int = 0
+    """Features of every entry of A; 0 where edges have none."""
+    relations: int = 0
+    """Types that an entry of A may have, inverses included; 0 where edges have none."""
 
     @property
     def own(self) -> int:

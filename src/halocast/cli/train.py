@@ -228,6 +228,9 @@ def _dry_run(config: Any, console: Console) -> int:
     )
     console.result("exchange and all-reduce: bytes sent an epoch. memory: above the interpreter and its libraries, features as")
     console.result("if dense; sockets, trace and allocator take some 20 MB a rank more. Nothing was trained.")
+    if any(each.edge_data for each in estimates):
+        sizes = ", ".join(human_bytes(each.edge_data) for each in estimates)
+        console.result(f"edge data: {sizes} a rank, not in memory above: only a layer that uses it loads it.")
     return 0
 
 
