@@ -16,7 +16,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HALOCAST_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("method", "fault"),
     [
@@ -35,7 +35,7 @@ def test_ranks_on_their_own_learn_who_failed(method: str, fault: str) -> None:
     assert row["said"][VICTIM] == f"halocast: rank {VICTIM}: RuntimeError: {INJECTED}"
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize(("method", "fault"), [("full", "killed"), ("sar", "sockets")])
 def test_a_rank_that_ends_without_a_word_is_missed(method: str, fault: str) -> None:
     row = measure("ranks alone", method, fault, RANKS)
@@ -44,7 +44,7 @@ def test_a_rank_that_ends_without_a_word_is_missed(method: str, fault: str) -> N
         assert row["said"][rank].startswith(f"halocast: rank {rank}: stopped, because rank {VICTIM} ended without a word (")
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize(("method", "fault"), [("sar", "exchange"), ("full", "sharing")])
 def test_the_launcher_says_it_once(method: str, fault: str) -> None:
     row = measure("halocast", method, fault, RANKS)
