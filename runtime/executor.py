@@ -16,6 +16,7 @@ from torch import Tensor
 from halocast.errors import MisuseError
 from halocast.runtime import kernels
 from halocast.runtime.adjacency import Adjacency, Aggregation
+from halocast.runtime.batchnorm import BatchNormalization
 from halocast.runtime.clock import Clock, ThreadClock
 from halocast.runtime.exchange.quantized import MessageWidths, QuantizedMessages
 from halocast.runtime.exchange.transport import Flight, LostPeerError, Transport
@@ -108,6 +109,8 @@ class RankData:
     """[own] int64, or uint8 [own, classes]."""
     train_rows: Tensor
     """int64 own rows that are trained on."""
+    nodes: int
+    """Of the whole graph."""
     loss_scale: float
     """1 / number of terms of the mean loss over all ranks."""
 
@@ -164,6 +167,9 @@ class Executor:
             None if network.norm(index) is None else torch.empty(2, self._rows.total, dtype=dtype, device=device)
             for index in range(len(network.layers))
         ]
+        self._batch_norms = {
+            index: self._batch_normalization(index) for index in range(len(network.layers)) if network.batch_norm(index)
+        }
         self._tapes: dict[tuple[int, Part], tuple[Tensor, Tensor]] = {}
         self._incoming_rows: dict[str, dict[int, int]] = {}
         self._clock = clock or ThreadClock()
@@ -189,6 +195,9 @@ class Executor:
             Stage.INPUTS: self._inputs_backward,
             Stage.SELF_INPUTS: self._self_inputs_backward,
             Stage.WEIGHTS: self._weights_backward,
+            Stage.SUMS: self._sums,
+            Stage.CENTRE: self._centre,
+            Stage.NORMALIZE: self._normalize,
         }
 
     def _plan_arena(self) -> ArenaPlan:
@@ -380,6 +389,8 @@ class Executor:
                 self._product(operation.source, rows, layer.self_weight, z, accumulate=True)
         if spec.residual:
             z.add_(self._buffers[operation.source][rows])
+        if spec.batch_norm:  # it needs all rows of all ranks: see `_normalize`
+            return
         kernels.epilogue_forward(
             z,
             self._buffers[operation.output][rows],
@@ -407,6 +418,8 @@ class Executor:
         index = operation.layer
         spec, layer, norm = self.view.layers[index], self.network.layers[index], self.network.norm(index)
         bias = layer.bias if isinstance(layer, LinearAggregation) else None
+        if (batch_norm := self.network.batch_norm(index)) is not None:
+            bias = batch_norm.bias  # the last thing added; what comes before it is for `_normalize`
         normalization = self._normalization(index, rows)
         kernels.epilogue_backward(
             self._buffers[operation.gradient][rows],
@@ -423,6 +436,46 @@ class Executor:
             ),
             **self._dropout(index, rows),
         )
+
+    # -- batch normalization ------------------------------------------------------------------------------------
+
+    def _batch_normalization(self, index: int) -> BatchNormalization:
+        layer, norm = self.network.layers[index], self.network.batch_norm(index)
+        assert norm is not None
+        bias = layer.bias if isinstance(layer, LinearAggregation) else None
+        return BatchNormalization(norm, bias, nodes=self.data.nodes, own=self._rows.own)
+
+    def _sums(self, operation: Transform, rows: slice) -> None:
+        batch_norm, z = self._batch_norms[operation.layer], self._buffers[operation.preactivation][rows]
+        if operation.direction is Direction.FORWARD:
+            batch_norm.sum_rows(z, self._buffers[operation.target])
+            return
+        layer, norm = self.network.layers[operation.layer], self.network.batch_norm(operation.layer)
+        assert norm is not None
+        gradient, sums = self._buffers[operation.gradient][rows], self._buffers[operation.target]
+        batch_norm.sum_gradients(gradient, z, self.buckets[norm.bias], self.buckets[norm.weight], sums)
+        if isinstance(layer, LinearAggregation):
+            self.buckets[layer.bias].zero_()
+
+    def _centre(self, operation: Transform, rows: slice) -> None:
+        total, moments = self._buffers[operation.source], self._buffers[operation.target]
+        self._batch_norms[operation.layer].centre(self._buffers[operation.preactivation][rows], total, moments)
+
+    def _normalize(self, operation: Transform, rows: slice) -> None:
+        index = operation.layer
+        batch_norm, z = self._batch_norms[index], self._buffers[operation.preactivation][rows]
+        if operation.direction is Direction.BACKWARD:
+            batch_norm.propagate(self._buffers[operation.gradient][rows], z, self._buffers[operation.source])
+            return
+        out = self._buffers[operation.output][rows]
+        if self._context.training:
+            bias = batch_norm.normalize(z, out, self._buffers[operation.source])
+        else:
+            bias = batch_norm.normalize_by_running_statistics(z, out)
+        relu = self.view.layers[index].activation
+        kernels.epilogue_forward(out, out, bias=bias, relu=relu, **self._dropout(index, rows))
+
+    # -- backward of the matrix products ------------------------------------------------------------------------
 
     def _inputs_backward(self, operation: Transform, rows: slice) -> None:
         weight = self._linear(operation.layer).weight
@@ -550,7 +603,8 @@ class Executor:
         return {each.peer: self._rows_of_peer(buffer, each.peer, in_place=in_place)[: each.rows] for each in messages}
 
     def _all_reduce(self, operation: AllReduce) -> Flight:
-        return self.transport.start_all_reduce(self.buckets.flat[operation.layer])
+        values = self._buffers[operation.source] if operation.source else self.buckets.flat[operation.layer]
+        return self.transport.start_all_reduce(values)
 
     def _wait(self, operation: Wait) -> None:
         operation.flight.wait(operation.peer)
@@ -564,6 +618,8 @@ class Executor:
         self.buckets.loss.fill_(total * self.data.loss_scale)
 
     def _step(self, operation: Step) -> None:
+        for batch_norm in self._batch_norms.values():
+            batch_norm.update_running_statistics()
         self.optimizer.step()
 
 

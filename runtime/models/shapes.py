@@ -19,7 +19,7 @@ def built_in_specs(model: ModelConfig, dim_in: int, classes: int) -> tuple[Layer
     specs = []
     for index, (width_in, width_out) in enumerate(pairwise(widths)):
         last = index == model.layers - 1
-        norm = not last and model.norm == "layer"
+        norm = not last and model.norm != "none"
         matrices = 2 if SELF_WEIGHT[model.layer] else 1
         specs.append(
             LayerSpec(
@@ -28,6 +28,7 @@ def built_in_specs(model: ModelConfig, dim_in: int, classes: int) -> tuple[Layer
                 self_loop=SELF_LOOP[model.layer],
                 self_weight=SELF_WEIGHT[model.layer],
                 norm=norm,
+                batch_norm=norm and model.norm == "batch",
                 activation=not last,
                 dropout=0.0 if last else model.dropout,
                 residual=model.residual and index > 0 and width_in == width_out,

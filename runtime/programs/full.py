@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+from halocast.runtime.programs import batchnorm
 from halocast.runtime.programs.schedule import LayerSchedule, Order, schedule_layers
 from halocast.traces.operations import (
     Aggregate,
@@ -187,6 +188,8 @@ class LayerProgram:
             yield from self.aggregate_then_transform()
         else:
             yield from self.apply_forward()
+        if self.spec.batch_norm:
+            yield from batchnorm.normalize_forward(self, training=training)
         if not training:
             yield from self.free_after_evaluation()
 
@@ -253,7 +256,7 @@ class LayerProgram:
 
     def apply_and_finish(self, part: Part) -> Steps:
         yield self.apply(FORWARD, part, self.source, self.preactivation)
-        if self.has_epilogue:
+        if self.spec.residual or (self.has_epilogue and not self.spec.batch_norm):
             yield self.transform(Stage.FINISH, FORWARD, part)
 
     @property
@@ -278,6 +281,8 @@ class LayerProgram:
         """
         if self.has_epilogue:
             yield self.transform(Stage.ACTIVATION, BACKWARD, self.schedule.rows)
+        if self.spec.batch_norm:
+            yield from batchnorm.normalize_backward(self)
         if self.has_preactivation:
             yield Free(self.index, name=self.preactivation)
         if not self.is_last:  # its sign was what the activation needed; the layer above is done with it
