@@ -483,9 +483,9 @@ class Executor:
 
     def _self_inputs_backward(self, operation: Transform, rows: slice) -> None:
         gradient, target = self._buffers[operation.gradient][rows], self._buffers[operation.target][rows]
-        self_weight = self._linear(operation.layer).self_weight
-        if self_weight is not None:
-            target.addmm_(gradient, self_weight.t())
+        layer = self.network.layers[operation.layer]
+        if isinstance(layer, LinearAggregation) and layer.self_weight is not None:
+            target.addmm_(gradient, layer.self_weight.t())
         if self.view.layers[operation.layer].residual:
             target.add_(gradient)
 

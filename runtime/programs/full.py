@@ -361,12 +361,14 @@ class LayerProgram:
             yield self.keep(target, Part.ALL, self.spec.dim_in)
         if not self.schedule.sends_forward:
             yield self.apply(BACKWARD, Part.OWN, self.gradient, target)
+            yield from self.add_self_inputs()
             return (yield from self.reduce_gradients())
         yield self.apply(BACKWARD, Part.MARGINAL, self.gradient, target)
         flight = (yield from self.send_halo_gradients(target)) if self.schedule.sends_backward else None
         if self.schedule.sends_backward and not self.view.overlap:
             yield from self.wait_for_gradients(flight)
         yield self.apply(BACKWARD, Part.CENTRAL, self.gradient, target)
+        yield from self.add_self_inputs()
         reduction = yield from self.reduce_gradients()
         if self.schedule.sends_backward:
             yield from self.receive_boundary_gradients(flight, target)
