@@ -6,6 +6,8 @@ and its own gradient is zero.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +27,7 @@ class BatchNormalization:
         Raises MisuseError for a graph of one node: a variance needs two.
         """
         if nodes < 2:
-            raise MisuseError(f"model.norm = 'batch' needs a graph of 2 or more nodes, this one has {nodes}; use 'layer' or 'none'")
+            raise MisuseError(f"model.norm = 'batch' needs 2 or more nodes, this graph has {nodes}; use 'layer' or 'none'")
         self._norm, self._bias, self._nodes, self._own = norm, bias, nodes, own
         self._mean, self._variance, self._offset, self._inverse_deviation = (torch.zeros_like(norm.weight) for _ in range(4))
 
@@ -40,9 +42,9 @@ class BatchNormalization:
         """
         torch.div(total[0], self._nodes, out=self._mean)
         sums = torch.zeros_like(moments, dtype=torch.float64)
-        for chunk in rows.split(CHUNK_ROWS):
+        for chunk in _chunks(rows):
             chunk.sub_(self._mean)
-        for chunk in rows[: self._own].split(CHUNK_ROWS):
+        for chunk in _chunks(rows[: self._own]):
             sums[0] += kernels.column_sum(chunk)
             sums[1] += kernels.column_sum(chunk.square())
         moments.copy_(sums)
@@ -71,7 +73,7 @@ class BatchNormalization:
         gradient, rows (centred) ``[rows, dim]``; beta, gamma ``[dim]``; sums ``[2, dim]``.
         """
         products = torch.zeros_like(beta, dtype=torch.float64)
-        for chunk, centred in zip(gradient.split(CHUNK_ROWS), rows.split(CHUNK_ROWS), strict=True):
+        for chunk, centred in zip(_chunks(gradient), _chunks(rows), strict=True):
             products += kernels.column_sum(chunk * centred)
         torch.mul(products.sub_(self._offset * beta), self._inverse_deviation, out=products)
         gamma.copy_(products)
@@ -90,11 +92,19 @@ class BatchNormalization:
     def update_running_statistics(self) -> None:
         """As torch does: the exponential average of the mean and of the unbiased variance."""
         mean, variance = self._running()
-        assert self._norm.momentum is not None and self._norm.num_batches_tracked is not None
+        assert self._norm.momentum is not None
+        assert self._norm.num_batches_tracked is not None
         mean.lerp_(self._mean if self._bias is None else self._mean + self._bias, self._norm.momentum)
         variance.lerp_(self._variance * (self._nodes / (self._nodes - 1)), self._norm.momentum)
         self._norm.num_batches_tracked += 1
 
     def _running(self) -> tuple[Tensor, Tensor]:
-        assert self._norm.running_mean is not None and self._norm.running_var is not None
+        assert self._norm.running_mean is not None
+        assert self._norm.running_var is not None
         return self._norm.running_mean, self._norm.running_var
+
+
+def _chunks(rows: Tensor) -> Iterator[Tensor]:
+    """Views of some rows at a time: their products need memory."""
+    for first in range(0, rows.shape[0], CHUNK_ROWS):
+        yield rows[first : first + CHUNK_ROWS]

@@ -97,7 +97,8 @@ def dense_loss(
         if model.norm == "layer":
             z = functional.layer_norm(z, z.shape[1:], layer["gamma"], layer["beta"])
         elif model.norm == "batch":
-            z = functional.batch_norm(z, *(running or {}).get(index, (None, None)), layer["gamma"], layer["beta"], training=True)
+            mean, variance = (running or {}).get(index, (None, None))
+            z = functional.batch_norm(z, mean, variance, layer["gamma"], layer["beta"], training=True)
         hidden = z.relu()
         if model.dropout:
             words = philox_words(model.seed, epoch, index, np.arange(len(hidden)), hidden.shape[1])

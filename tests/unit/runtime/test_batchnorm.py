@@ -43,8 +43,8 @@ def model_of(layer: str, **changes: Any) -> dict[str, Any]:
 
 
 def fresh_statistics(config: RunConfig) -> dict[int, tuple[Tensor, Tensor]]:
-    hidden, dtype = config.model.hidden, torch.float64
-    return {index: (torch.zeros(hidden, dtype=dtype), torch.ones(hidden, dtype=dtype)) for index in range(config.model.layers - 1)}
+    hidden = [torch.zeros(config.model.hidden, dtype=torch.float64)] * (config.model.layers - 1)
+    return {index: (zeros.clone(), zeros + 1.0) for index, zeros in enumerate(hidden)}
 
 
 def compare_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float, hidden: int) -> None:
@@ -310,7 +310,7 @@ def test_constant_columns_and_one_node(tmp_path: Path) -> None:
         out = torch.empty_like(rows)
         out += normalization.normalize(rows, out, moments)
     assert out.abs().max() < 1e-2
-    with pytest.raises(MisuseError, match=r"model.norm = 'batch' needs a graph of 2 or more nodes, this one has 1; use 'layer'"):
+    with pytest.raises(MisuseError, match=r"model.norm = 'batch' needs 2 or more nodes, this graph has 1; use 'layer'"):
         BatchNormalization(nn.BatchNorm1d(3), None, nodes=1, own=1)
 
 
