@@ -42,11 +42,11 @@ class BatchNormalization:
         """
         torch.div(total[0], self._nodes, out=self._mean)
         sums = torch.zeros_like(moments, dtype=torch.float64)
-        for chunk in _chunks(rows):
-            chunk.sub_(self._mean)
         for chunk in _chunks(rows[: self._own]):
+            chunk.sub_(self._mean)
             sums[0] += kernels.column_sum(chunk)
             sums[1] += kernels.column_sum(chunk.square())
+        rows[self._own :].sub_(self._mean)
         moments.copy_(sums)
 
     def normalize(self, rows: Tensor, out: Tensor, moments: Tensor) -> Tensor:

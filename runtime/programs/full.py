@@ -255,6 +255,7 @@ class LayerProgram:
         yield from self.apply_and_finish(Part.MARGINAL)
 
     def apply_and_finish(self, part: Part) -> Steps:
+        """What follows the layer row by row; batch norm waits for all rows, and takes the rest of the epilogue with it."""
         yield self.apply(FORWARD, part, self.source, self.preactivation)
         if self.spec.residual or (self.has_epilogue and not self.spec.batch_norm):
             yield self.transform(Stage.FINISH, FORWARD, part)

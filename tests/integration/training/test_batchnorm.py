@@ -1,4 +1,4 @@
-"""`model.norm = "batch"` from a run file: processes over gloo, the trace they leave, and a run that goes on where it stopped."""
+"""`model.norm = "batch"` from a run file: processes over gloo, the trace they leave, a run that goes on where it stopped."""
 
 from __future__ import annotations
 
