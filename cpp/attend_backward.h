@@ -8,11 +8,14 @@
 //   GATv2: d zs_j, d zt_i += d l_ij a leaky'(x_ij);  d a += d l_ij leaky(x_ij), per column
 // The walk is over sources, whose gradients then stay in registers, with two rows read for each edge of GATv2 and one
 // of GAT. What GAT's targets get is a number per head: each of attend_chunks chunks of sources adds it up apart, and
-// the chunks are added in order. GATv2's targets get a row: a second walk, over targets.
+// the chunks are added in order. GATv2's targets get a row: a walk over targets, before that over sources.
+//
+// A source's walk reads its own row alone of all sources, so its gradient may be written over that row, kept meanwhile.
 #pragma once
 
 #include "attend.h"
 #include "columns.h"
+#include "own_row.h"
 
 namespace halocast::HALOCAST_ISA {
 namespace {
@@ -174,28 +177,35 @@ struct TargetRows {
   const T* rows[span_edges];  // GATv2's
 };
 
+// A source: its row of values and of half-logits (GAT's), or what was kept of them.
+template <class T>
+struct Source {
+  std::int64_t row;
+  const T* z;
+  const T* logit;
+};
+
 // From a span of a source's edges to a M and d l (GAT: d x).
 template <bool Gat, class T>
-void differentiate_source(const AttendBackward<T>& b, const HeadColumns<T>& columns, std::int64_t row,
+void differentiate_source(const AttendBackward<T>& b, const HeadColumns<T>& columns, const Source<T>& source,
                           std::int64_t first, int count, TargetRows<T>& targets, BackwardSpan<T>& s) {
   const Attention<T>& a = b.attention;
-  const T* const z = a.z + row * a.z_stride;
   const std::int32_t* const index = b.by_source.index + first;
   find_rows(b.grad, b.grad_stride, index, count, targets.grads);
   gather_packed(b, index, count, s);
   if constexpr (Gat) {
     gather_heads(b.packed, packed_numbers * a.heads, index, count, a.heads, s.logit);
-    finish_gat_logits(a, a.source_logit + row * a.source_logit_stride, b.entry, first, count, s.logit);
+    finish_gat_logits(a, source.logit, b.entry, first, count, s.logit);
   } else {
     find_rows(a.target, a.target_stride, index, count, targets.rows);
-    gatv2_logits(a, columns, z, targets.rows, count, s.logit);
+    gatv2_logits(a, columns, source.z, targets.rows, count, s.logit);
   }
   pad(s.logit, a.heads, count, -std::numeric_limits<T>::infinity());
-  dot_rows(columns, z, targets.grads, count, s.dots);
+  dot_rows(columns, source.z, targets.grads, count, s.dots);
   if (a.dropout.threshold != 0)
     dropout_factors(
         a.dropout, a.heads, count, [&](int edge) { return a.dropout.nodes[index[edge]]; },
-        [&](int) { return a.source_nodes[row]; }, s.kept);
+        [&](int) { return a.source_nodes[source.row]; }, s.kept);
   differentiate<Gat>(a, count, s);
 }
 
@@ -218,16 +228,27 @@ void add_half_logits(const AttendBackward<T>& b, std::int64_t first, int count, 
       b.grad_edge_logit[b.entry[first + edge] * heads + head] = s.logit[head][edge];
 }
 
+// Elements of a source that its gradients would be written over.
+template <class T>
+std::int64_t kept_of_source(const AttendBackward<T>& b) {
+  const Attention<T>& a = b.attention;
+  const bool in_place = b.grad_z == a.z || (a.source_logit != nullptr && b.grad_source_logit == a.source_logit);
+  return in_place ? a.heads * (a.dim + 1) : 0;
+}
+
 // All gradients of one source; grad_target: sums of the chunk that it is in, for GAT.
 template <bool Gat, class T>
 void source_row(const AttendBackward<T>& b, const HeadColumns<T>& columns, std::int64_t row, std::int64_t last_edge,
-                T* grad_target) {
+                OwnRow<T>& own, T* grad_target) {
   const Attention<T>& a = b.attention;
   const auto bytes = a.heads * a.dim * static_cast<std::int64_t>(sizeof(T));
   const auto packed_bytes = packed_numbers * a.heads * static_cast<std::int64_t>(sizeof(T));
   const std::int32_t* const index = b.by_source.index;
   T* const grad_z = b.grad_z + row * b.grad_z_stride;
   T* const grad_source = Gat ? b.grad_source_logit + row * b.grad_source_logit_stride : nullptr;
+  const std::int64_t width = a.heads * a.dim;
+  const Source<T> source{row, own.keep(a.z + row * a.z_stride, 0, width),
+                         Gat ? own.keep(a.source_logit + row * a.source_logit_stride, width, a.heads) : nullptr};
   if (!b.accumulate) {
     std::memset(grad_z, 0, static_cast<std::size_t>(bytes));
     if constexpr (Gat) std::memset(grad_source, 0, static_cast<std::size_t>(a.heads) * sizeof(T));
@@ -247,13 +268,12 @@ void source_row(const AttendBackward<T>& b, const HeadColumns<T>& columns, std::
       else
         prefetch(a.target + index[ahead] * a.target_stride, bytes);
     };
-    differentiate_source<Gat>(b, columns, row, first, count, targets, s);
+    differentiate_source<Gat>(b, columns, source, first, count, targets, s);
     if constexpr (Gat) {
       add_half_logits(b, first, count, s, grad_source, grad_target);
       add_weighted_rows(columns, targets.grads, count, s.weight, grad_z, fetch);
     } else {
-      add_gatv2_rows<true>(b, columns, a.z + row * a.z_stride, targets.rows, targets.grads, count, s, grad_z, grad_z,
-                           fetch);
+      add_gatv2_rows<true>(b, columns, source.z, targets.rows, targets.grads, count, s, grad_z, grad_z, fetch);
     }
   }
 }
@@ -280,7 +300,9 @@ void gat_backward(const AttendBackward<T>& b, const HeadColumns<T>& columns, int
                  [&](std::int64_t chunk, std::int64_t first, std::int64_t last, std::int64_t last_edge) {
                    T* const mine = apart + chunk * numbers;
                    std::memset(mine, 0, static_cast<std::size_t>(numbers) * sizeof(T));
-                   for (std::int64_t row = first; row < last; ++row) source_row<true>(b, columns, row, last_edge, mine);
+                   OwnRow<T> own(kept_of_source(b));
+                   for (std::int64_t row = first; row < last; ++row)
+                     source_row<true>(b, columns, row, last_edge, own, mine);
                  });
   for_rows(b.by_target.rows, heads * chunks, threads, [&](std::int64_t row) {
     T* const to = b.grad_target_logit + row * b.grad_target_logit_stride;
@@ -330,18 +352,20 @@ void gatv2_target_row(const AttendBackward<T>& b, const HeadColumns<T>& columns,
 template <class T>
 void gatv2_backward(const AttendBackward<T>& b, const HeadColumns<T>& columns, int threads) {
   const std::int64_t width = b.attention.heads * b.attention.dim;
-  for_balanced_rows(b.by_source.begin, b.by_source.end, 0, b.by_source.rows, 2 * width, threads,
-                    [&](std::int64_t first, std::int64_t last, std::int64_t last_edge) {
-                      for (std::int64_t row = first; row < last; ++row)
-                        source_row<false>(b, columns, row, last_edge, static_cast<T*>(nullptr));
-                    });
   std::int64_t last_edge = -1;
   for (std::int64_t row = 0; row < b.by_target.rows; ++row)
-    if (b.by_target.end[row] > last_edge) last_edge = b.by_target.end[row] - 1;
+    if (b.by_target.end[row] > b.by_target.begin[row] && b.by_target.end[row] > last_edge)
+      last_edge = b.by_target.end[row] - 1;
   sum_rows<T>(b.by_target.rows, width, 1, b.workspace, threads, [&](BlockSums<T>& sums, std::int64_t row) {
     gatv2_target_row(b, columns, row, last_edge, sums.vector(0));
   });
   add_blocks(b.workspace, row_blocks(b.by_target.rows), width, 1, 0, b.grad_weight, true);
+  for_balanced_rows(b.by_source.begin, b.by_source.end, 0, b.by_source.rows, 2 * width, threads,
+                    [&](std::int64_t first, std::int64_t last, std::int64_t last_edge) {
+                      OwnRow<T> own(kept_of_source(b));
+                      for (std::int64_t row = first; row < last; ++row)
+                        source_row<false>(b, columns, row, last_edge, own, static_cast<T*>(nullptr));
+                    });
 }
 
 template <class T>

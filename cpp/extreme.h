@@ -7,6 +7,7 @@
 
 #include "balance.h"
 #include "kernels.h"
+#include "own_row.h"
 #include "simd.h"
 
 namespace halocast::HALOCAST_ISA {
@@ -70,8 +71,8 @@ void extreme_forward(const ExtremeForward<T>& f, int threads) {
 }
 
 template <class T>
-void extreme_backward_row(const ExtremeBackward<T>& b, std::int64_t row, std::int64_t last_edge) {
-  const T* const in = b.in + row * b.in_stride;
+void extreme_backward_row(const ExtremeBackward<T>& b, std::int64_t row, std::int64_t last_edge, OwnRow<T>& own) {
+  const T* const in = own.keep(b.in + row * b.in_stride, 0, b.dim);
   T* const grad = b.grad_in + row * b.grad_in_stride;
   if (!b.accumulate) std::memset(grad, 0, static_cast<std::size_t>(b.dim) * sizeof(T));
   for (std::int64_t edge = b.by_source.begin[row]; edge < b.by_source.end[row]; ++edge) {
@@ -89,7 +90,8 @@ template <class T>
 void extreme_backward(const ExtremeBackward<T>& b, int threads) {
   for_balanced_rows(b.by_source.begin, b.by_source.end, 0, b.by_source.rows, 2 * b.dim, threads,
                     [&](std::int64_t first, std::int64_t last, std::int64_t last_edge) {
-                      for (std::int64_t row = first; row < last; ++row) extreme_backward_row(b, row, last_edge);
+                      OwnRow<T> own(b.grad_in == b.in ? b.dim : 0);
+                      for (std::int64_t row = first; row < last; ++row) extreme_backward_row(b, row, last_edge, own);
                     });
 }
 

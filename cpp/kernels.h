@@ -196,8 +196,9 @@ struct AttendPack {
 };
 
 // Gradients of one block. Those of sources are written, or added if accumulate; those of targets and of weight are
-// added; those of edge logits are written. by_source names targets, and entry[e] is the place of its entry e in
-// edge_logit. workspace: see attend_workspace.
+// added; those of edge logits are written. Unless accumulate, grad_z may be z itself, and grad_source_logit the
+// source_logit. by_source names targets, and entry[e] is the place of its entry e in edge_logit (unread without).
+// workspace: see attend_workspace.
 template <class T>
 struct AttendBackward {
   Attention<T> attention;
@@ -235,7 +236,8 @@ struct ExtremeForward {
   std::int64_t ties_stride;
 };
 
-// grad_in[j,c] (+)= the sum of share[i,c] over the entries of j in by_source with in[j,c] == value[i,c].
+// grad_in[j,c] (+)= the sum of share[i,c] over the entries of j in by_source with in[j,c] == value[i,c]. Unless
+// accumulate, grad_in may be in itself.
 template <class T>
 struct ExtremeBackward {
   BlockRows by_source;

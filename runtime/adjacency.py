@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from halocast.runtime import kernels
+from halocast.runtime.attention_types import Edges
+from halocast.runtime.block_edges import BlockEdges
 from halocast.runtime.graph.shard import Shard
 from halocast.runtime.models.block import Block, BlockStructure
 from halocast.runtime.models.layers import LinearAggregation
@@ -52,6 +54,7 @@ class Adjacency:
         self.degrees = torch.from_numpy(shard.degrees).to(device)
         self.global_ids = torch.from_numpy(shard.global_ids).to(device)
         self._structures: dict[Part, BlockStructure] = {}
+        self._edges: dict[tuple[int, bool | int], BlockEdges] = {}
         self._halo_ends = np.cumsum([self.rows.own, *statistics.halo_from]).tolist()
         self._marginal_by_peer = self._marginal_rows_by_peer(statistics.halo_from)
         kernels.check_neighbours(self._begin_with_self, self._end, self._indices, self.rows.total)
@@ -80,6 +83,36 @@ class Adjacency:
     def halo_of(self, peer: int) -> slice:
         """Where one peer's rows are in the row space."""
         return slice(self._halo_ends[peer], self._halo_ends[peer + 1])
+
+    def own_edges(self, *, self_loops: bool) -> BlockEdges:
+        """Edges among own rows; the pattern is symmetric, so that they are the same by target and by source."""
+        key = (-1, self_loops)
+        if key not in self._edges:
+            begin = self._begin_with_self if self_loops else self._begin
+            entry = self._indices.new_zeros(0, dtype=torch.int64)
+            edges = Edges(begin, self._own_end, self._indices, begin, self._own_end, self._indices, entry)
+            nodes = self.global_ids[: self.rows.own]
+            self._edges[key] = BlockEdges(edges, self.rows.slice(Part.OWN), nodes, nodes)
+        return self._edges[key]
+
+    def peer_edges(self, peer: int, first: int | None = None) -> BlockEdges:
+        """Edges from one peer's halo rows (the `first` of them) into marginal rows."""
+        halo = self.halo_of(peer)
+        count = halo.stop - halo.start if first is None else first
+        if (peer, count) not in self._edges:
+            whole = self._peer_edges(peer, halo)
+            self._edges[peer, count] = whole.first_sources(count)
+        return self._edges[peer, count]
+
+    def _peer_edges(self, peer: int, halo: slice) -> BlockEdges:
+        marginal, own = self.rows.slice(Part.MARGINAL), self.rows.own
+        indptr, indices = self._marginal_by_peer[peer]
+        begin, end = self._halo_begin[halo.start - own : halo.stop - own], self._halo_end[halo.start - own : halo.stop - own]
+        base, last = (int(begin[0]), int(end[-1])) if begin.numel() else (0, 0)
+        targets = self._halo_indices[base:last] - marginal.start
+        entry = indices.new_zeros(0, dtype=torch.int64)
+        edges = Edges(indptr[:-1], indptr[1:], indices, begin - base, end - base, targets, entry)
+        return BlockEdges(edges, marginal, self.global_ids[marginal], self.global_ids[halo])
 
     def block(self, part: Part, stream: kernels.Stream | None) -> Block:
         """What a layer sees when it computes `part` (of the own rows)."""

@@ -81,26 +81,27 @@ def finish_attention(state: AttentionState) -> Tensor:
     return out
 
 
-def pack_targets(state: AttentionState, grad: Tensor, logits: Logits) -> Tensor:
+def pack_targets(state: AttentionState, grad: Tensor, logits: Logits, out: Tensor | None = None) -> Tensor:
     """What the backward pass reads of each target, side by side: ``[targets, 4 · heads]`` of (target half-logit, maximum,
-    1 / sum, grad · out). state: finished. grad: of the output, ``[targets, heads · dim]``.
+    1 / sum, grad · out). state: finished. grad: of the output, ``[targets, heads · dim]``. out: where to put it, contiguous.
     """
     name = "pack_targets"
-    out = kernels.check_matrix(name, "state.out", state.out)
+    rows = kernels.check_matrix(name, "state.out", state.out)
     targets, heads = state.sum.shape
     for what in ("maximum", "sum"):
-        _check_contiguous(name, f"state.{what}", getattr(state, what), out, (out.shape[0], heads))
-    kernels.check_like(name, "grad", grad, out, (targets, out.shape[1]))
+        _check_contiguous(name, f"state.{what}", getattr(state, what), rows, (rows.shape[0], heads))
+    kernels.check_like(name, "grad", grad, rows, (targets, rows.shape[1]))
     half = logits.target if isinstance(logits, GatLogits) else None
     if half is not None:
-        kernels.check_like(name, "logits.target", half, out, (targets, heads))
-    packed = out.new_empty(targets, 4 * heads)
-    if not kernels.is_native(out):
+        kernels.check_like(name, "logits.target", half, rows, (targets, heads))
+    packed = rows.new_empty(targets, 4 * heads) if out is None else out
+    _check_contiguous(name, "out", packed, rows, (targets, 4 * heads))
+    if not kernels.is_native(rows):
         attention_torch.pack_targets(state, grad, half, packed)
         return packed
     kernels.native().attend_pack(
-        out.dtype == torch.float64, targets, heads, out.shape[1] // heads, *kernels.place(half),
-        state.maximum.data_ptr(), state.sum.data_ptr(), *kernels.place(out), *kernels.place(grad), packed.data_ptr(),
+        rows.dtype == torch.float64, targets, heads, rows.shape[1] // heads, *kernels.place(half),
+        state.maximum.data_ptr(), state.sum.data_ptr(), *kernels.place(rows), *kernels.place(grad), packed.data_ptr(),
         torch.get_num_threads(),
     )  # fmt: skip
     return packed
@@ -120,13 +121,18 @@ def attend_backward(
     """Gradients of one block, in one pass over it. packed: from :func:`pack_targets`, with the same ``grad``.
 
     values, logits and dropout: as in the block's :func:`attend`. Gradients of sources are overwritten, or added to with
-    ``accumulate``; those of targets and of the weight are added to, block after block.
+    ``accumulate``; those of targets and of the weight are added to, block after block. Without ``accumulate`` the block
+    can turn into its gradient: ``gradients.values`` may be the memory of ``values``, and ``gradients.source`` that of
+    ``logits.source``.
     """
     name = "attend_backward"
     heads, dim = _check_attention(name, edges, values, logits, dropout, packed[:, : packed.shape[1] // 4])
     _check_contiguous(name, "packed", packed, values, (edges.target_count, 4 * heads))
     kernels.check_like(name, "grad", grad, values, (edges.target_count, heads * dim))
     _check_gradients(name, values, logits, gradients)
+    _check_place(name, "gradients.values", gradients.values, values, accumulate)
+    if isinstance(logits, GatLogits) and isinstance(gradients, GatGradients):
+        _check_place(name, "gradients.source", gradients.source, logits.source, accumulate)
     if not kernels.is_native(values):
         attention_torch.attend_backward(edges, packed, grad, values, logits, gradients, dropout, accumulate)
         return
@@ -161,13 +167,25 @@ def merge_extremes(edges: Edges, state: ExtremeState, features: Tensor) -> None:
 
 def finish_extremes(state: ExtremeState) -> Tensor:
     """Return ``state.value``, with zeros where a row has no neighbours."""
-    return state.value.masked_fill_(state.ties == 0, 0.0)
+    return state.value.masked_fill_(_without_neighbours(state), 0.0)
 
 
-def share_among_ties(state: ExtremeState, grad: Tensor) -> Tensor:
-    """Each tied neighbour's share of the gradient, ``[targets, dim]``: the rule of torch.scatter_reduce's amax."""
-    kernels.check_like("share_among_ties", "grad", grad, state.value, (state.value.shape[0], state.value.shape[1]))
-    return grad / state.ties.clamp(min=1.0)
+def share_among_ties(state: ExtremeState, grad: Tensor, out: Tensor | None = None) -> Tensor:
+    """Each tied neighbour's share of the gradient, ``[targets, dim]``: the rule of torch.scatter_reduce's amax.
+
+    Zero where a row has no neighbours. out: where to put it; may be ``grad``.
+    """
+    name = "share_among_ties"
+    shape = (state.value.shape[0], state.value.shape[1])
+    kernels.check_like(name, "grad", grad, state.value, shape)
+    if out is not None:
+        kernels.check_like(name, "out", out, state.value, shape)
+    return torch.div(grad, state.ties, out=out).masked_fill_(_without_neighbours(state), 0.0)
+
+
+def _without_neighbours(state: ExtremeState) -> Tensor:
+    """bool ``[targets, 1]``: where a row has a neighbour, each of its columns has one that is the extreme."""
+    return state.ties[:, :1] == 0
 
 
 def extremes_backward(
@@ -176,7 +194,7 @@ def extremes_backward(
     """Gradient of one block's features, ``grad [sources, dim]``: overwritten, or added to with ``accumulate``.
 
     features: bit for bit what was merged (a neighbour has the extreme if it equals it). share: from
-    :func:`share_among_ties`.
+    :func:`share_among_ties`. Without ``accumulate``, grad may be the memory of ``features``.
     """
     name = "extremes_backward"
     features = kernels.check_matrix(name, "features", features)
@@ -185,6 +203,7 @@ def extremes_backward(
     kernels.check_like(name, "state.value", state.value, features, shape)
     kernels.check_like(name, "share", share, features, shape)
     kernels.check_like(name, "grad", grad, features, (features.shape[0], features.shape[1]))
+    _check_place(name, "grad", grad, features, accumulate)
     if not kernels.is_native(features):
         attention_torch.extremes_backward(edges, state, share, features, grad, accumulate)
         return
@@ -195,17 +214,16 @@ def extremes_backward(
 
 
 def _check_edges(where: str, edges: Edges, pattern: Tensor) -> None:
-    device, entries = pattern.device, edges.sources.numel()
+    device = pattern.device
     if edges.source_count != pattern.shape[0]:
         raise MisuseError(f"{where}: the edges leave {edges.source_count} sources, the matrix has {pattern.shape[0]} rows")
     for what, dtype, count in (
         ("begin", torch.int64, edges.target_count),
         ("end", torch.int64, edges.target_count),
-        ("sources", torch.int32, entries),
+        ("sources", torch.int32, edges.sources.numel()),
         ("source_begin", torch.int64, edges.source_count),
         ("source_end", torch.int64, edges.source_count),
-        ("targets", torch.int32, entries),
-        ("entry", torch.int64, entries),
+        ("targets", torch.int32, edges.targets.numel()),
     ):
         kernels.check_vector(where, f"edges.{what}", getattr(edges, what), dtype, count, device)
 
@@ -234,6 +252,8 @@ def _check_attention(
         kernels.check_like(where, "logits.source", logits.source, values, (values.shape[0], heads))
         kernels.check_like(where, "logits.target", logits.target, values, (edges.target_count, heads))
         _check_contiguous(where, "logits.edge", logits.edge, values, (edges.sources.numel(), heads))
+        if logits.edge is not None:
+            kernels.check_vector(where, "edges.entry", edges.entry, torch.int64, edges.targets.numel(), values.device)
     else:
         kernels.check_like(where, "logits.target", logits.target, values, (edges.target_count, width))
         _check_contiguous(where, "logits.weight", logits.weight, values, (heads, width // heads))
@@ -278,6 +298,19 @@ def _check_gradients(where: str, values: Tensor, logits: Logits, gradients: Grad
             raise MisuseError(f"{where}: give gradients.{what} if and only if the logits have {what}")
         if pattern is not None:
             _check_contiguous(where, f"gradients.{what}", given, pattern, tuple(pattern.shape))
+
+
+def _check_place(where: str, what: str, gradient: Tensor, features: Tensor, accumulate: bool) -> None:
+    """A gradient lies beside the features or wholly in their place."""
+    if gradient.numel() == 0 or gradient.data_ptr() != features.data_ptr():
+        return
+    if accumulate:
+        raise MisuseError(f"{where}: {what} is the memory of what is read, and cannot be added to; drop accumulate")
+    if gradient.shape[0] > 1 and gradient.stride(0) != features.stride(0):
+        raise MisuseError(
+            f"{where}: {what} begins where what is read does, with rows of stride {gradient.stride(0)} instead of "
+            f"{features.stride(0)}; give the very same matrix or memory of its own"
+        )
 
 
 def _attention(values: Tensor, logits: Logits, dropout: AttentionDropout | None, heads: int, dim: int) -> Any:

@@ -6,6 +6,7 @@ time. Sums on CUDA may differ in their last bits from run to run where torch add
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from halocast.runtime.attention_types import (
     Edges,
     ExtremeState,
     GatGradients,
+    GatLogits,
     Gatv2Logits,
     Gradients,
     Logits,
@@ -138,6 +140,9 @@ def attend_backward(
     """See :func:`halocast.runtime.attention_kernels.attend_backward`; the formulas are those of cpp/attend_backward.h."""
     heads = packed.shape[1] // 4
     _, maximum, inverse, product = packed.view(packed.shape[0], 4, heads).unbind(1)
+    values = _apart(values, gradients.values)
+    if isinstance(logits, GatLogits) and isinstance(gradients, GatGradients):
+        logits = dataclasses.replace(logits, source=_apart(logits.source, gradients.source))
     if not accumulate:
         gradients.values.zero_()
         if isinstance(gradients, GatGradients):
@@ -155,6 +160,11 @@ def attend_backward(
         slope = share * (dot - product[to])
         gradients.values.index_add_(0, piece.sources, (weight[:, :, None] * outer).flatten(1))
         _add_logit_gradients(piece, before, slope, logits, gradients)
+
+
+def _apart(features: Tensor, gradient: Tensor) -> Tensor:
+    """The features, copied if their gradient is written over them."""
+    return features.clone() if features.data_ptr() == gradient.data_ptr() else features
 
 
 def _add_logit_gradients(piece: _Piece, before: Tensor, slope: Tensor, logits: Logits, gradients: Gradients) -> None:
@@ -192,6 +202,7 @@ def extremes_backward(
     edges: Edges, state: ExtremeState, share: Tensor, features: Tensor, grad: Tensor, accumulate: bool
 ) -> None:
     """See :func:`halocast.runtime.attention_kernels.extremes_backward`."""
+    features = _apart(features, grad)
     if not accumulate:
         grad.zero_()
     for piece in _pieces(edges, features.shape[1]):

@@ -20,15 +20,16 @@ class Edges:
     end: Tensor
     """int64 ``[targets]``."""
     sources: Tensor
-    """int32 ``[entries]``, rows of the block."""
+    """int32 ``[entries]``, rows of the block; entries that no target has may name anything."""
     source_begin: Tensor
     """int64 ``[sources]``: the same edges by source."""
     source_end: Tensor
     """int64 ``[sources]``."""
     targets: Tensor
-    """int32 ``[entries]``."""
+    """int32 ``[entries by source]``."""
     entry: Tensor
-    """int64 ``[entries]``: the place in ``sources`` of each edge of ``targets``."""
+    """int64 ``[entries by source]``: the place in ``sources`` of each edge of ``targets``. Read for edge logits only, and
+    may be empty without."""
 
     @classmethod
     def from_csr(cls, indptr: Tensor, sources: Tensor, source_count: int) -> Edges:

@@ -15,7 +15,7 @@ from halocast.errors import MisuseError
 from halocast.runtime import kernels
 
 CHUNK_ROWS = 4096
-"""Rows whose products are held at a time."""
+"""Rows that are held a second time, without their mean, for as long as it takes to sum them."""
 
 
 class BatchNormalization:
@@ -35,29 +35,28 @@ class BatchNormalization:
         """First pass: the own rows' sum. rows ``[own, dim]``; total ``[1, dim]``."""
         kernels.column_sum(rows, total[0])
 
-    def centre(self, rows: Tensor, total: Tensor, moments: Tensor) -> None:
-        """Second pass: take the mean away in place, and sum what is left and its square, over own rows.
+    def sum_squares(self, rows: Tensor, total: Tensor, moments: Tensor) -> None:
+        """Second pass: own rows' sums of what is left without the mean, and of its square.
 
-        rows ``[own (+ halo), dim]``; total ``[1, dim]`` over all ranks; moments ``[2, dim]``.
+        rows ``[own, dim]``; total ``[1, dim]`` over all ranks; moments ``[2, dim]``.
         """
         torch.div(total[0], self._nodes, out=self._mean)
         sums = torch.zeros_like(moments, dtype=torch.float64)
-        for chunk in _chunks(rows[: self._own]):
-            chunk.sub_(self._mean)
-            sums[0] += kernels.column_sum(chunk)
-            sums[1] += kernels.column_sum(chunk.square())
-        rows[self._own :].sub_(self._mean)
+        for chunk in _chunks(rows):
+            centred = chunk - self._mean
+            sums[0] += kernels.column_sum(centred)
+            sums[1] += kernels.column_sum(centred.square_())
         moments.copy_(sums)
 
     def normalize(self, rows: Tensor, out: Tensor, moments: Tensor) -> Tensor:
-        """Scale centred rows into `out`; returns the vector ``[dim]`` that is left to add."""
+        """Scale rows without their mean into `out`; returns the vector ``[dim]`` that is left to add."""
         torch.div(moments[0], self._nodes, out=self._offset)
         torch.div(moments[1], self._nodes, out=self._variance)
         self._variance.addcmul_(self._offset, self._offset, value=-1.0).clamp_(min=0.0)
-        self._mean.add_(self._offset)
         torch.rsqrt(self._variance + self._norm.eps, out=self._inverse_deviation)
         scale = self._norm.weight * self._inverse_deviation
-        torch.mul(rows, scale, out=out)
+        torch.sub(rows, self._mean, out=out)
+        out.mul_(scale)
         return self._norm.bias - self._offset * scale
 
     def normalize_by_running_statistics(self, rows: Tensor, out: Tensor) -> Tensor:
@@ -70,31 +69,31 @@ class BatchNormalization:
     def sum_gradients(self, gradient: Tensor, rows: Tensor, beta: Tensor, gamma: Tensor, sums: Tensor) -> None:
         """Σg and Σg·x̂ over the rank's rows, halo rows too: its shares of the gradients of beta (given) and gamma.
 
-        gradient, rows (centred) ``[rows, dim]``; beta, gamma ``[dim]``; sums ``[2, dim]``.
+        gradient, rows ``[rows, dim]``; beta, gamma ``[dim]``; sums ``[2, dim]``.
         """
         products = torch.zeros_like(beta, dtype=torch.float64)
-        for chunk, centred in zip(_chunks(gradient), _chunks(rows), strict=True):
-            products += kernels.column_sum(chunk * centred)
-        torch.mul(products.sub_(self._offset * beta), self._inverse_deviation, out=products)
-        gamma.copy_(products)
+        for chunk, of_chunk in zip(_chunks(rows), _chunks(gradient), strict=True):
+            products += kernels.column_sum((chunk - self._mean).mul_(of_chunk))
+        gamma.copy_((products - self._offset * beta) * self._inverse_deviation)
         sums[0].copy_(beta)
         sums[1].copy_(gamma)
 
     def propagate(self, gradient: Tensor, rows: Tensor, sums: Tensor) -> None:
         """Turn the gradient of the normalized rows into that of the rows before, in place. sums ``[2, dim]`` over all ranks."""
         scale = self._norm.weight * self._inverse_deviation
-        slope = sums[1] * self._inverse_deviation / self._nodes
+        slope = scale * self._inverse_deviation * sums[1] / self._nodes
+        level = slope * self._offset - scale * sums[0] / self._nodes
         gradient.mul_(scale)
-        own, centred = gradient[: self._own], rows[: self._own]
-        own.addcmul_(centred, -scale * slope)
-        own.add_(scale * (self._offset * slope - sums[0] / self._nodes))
+        for chunk, of_chunk in zip(_chunks(rows[: self._own]), _chunks(gradient[: self._own]), strict=True):
+            of_chunk.sub_((chunk - self._mean).mul_(slope).sub_(level))
 
     def update_running_statistics(self) -> None:
         """As torch does: the exponential average of the mean and of the unbiased variance."""
         mean, variance = self._running()
         assert self._norm.momentum is not None
         assert self._norm.num_batches_tracked is not None
-        mean.lerp_(self._mean if self._bias is None else self._mean + self._bias, self._norm.momentum)
+        now = self._mean + self._offset
+        mean.lerp_(now if self._bias is None else now + self._bias, self._norm.momentum)
         variance.lerp_(self._variance * (self._nodes / (self._nodes - 1)), self._norm.momentum)
         self._norm.num_batches_tracked += 1
 

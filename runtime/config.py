@@ -24,7 +24,7 @@ class Section(BaseModel):
 
 class ModelConfig(Section):
     layer: str = "sage"
-    """"gcn", "sage", or a layer of your own or of PyG as package.module:Class."""
+    """"gcn", "sage", "sage-max", "gin", "gat", "gatv2", or a layer of your own or of PyG as package.module:Class."""
     layers: int = Field(default=3, ge=1)
     hidden: int = Field(default=128, ge=1)
     dropout: float = Field(default=0.5, ge=0.0, lt=1.0)
@@ -34,7 +34,7 @@ class ModelConfig(Section):
     residual: bool = False
     """Add a layer's input to its pre-activation wherever the widths agree."""
     options: dict[str, Any] = {}
-    """Keyword arguments of a layer of your own."""
+    """Keyword arguments of the layer. gat, gatv2: heads, slope, attention_dropout, self_loops."""
 
 
 class PartitionConfig(Section):
@@ -88,6 +88,8 @@ class MethodConfig(Section):
     adaptive: AdaptiveConfig = AdaptiveConfig()
     prefetch: int = Field(default=1, ge=0)
     """sar: rounds in flight while another is computed."""
+    keep: bool | tuple[Annotated[int, Field(ge=0)], ...] = False
+    """sar: keep remote blocks until backward (true), fetch them a second time (false), or the layers that keep theirs."""
     dropping: bool = False
     """adaqp: accept width 0, as many messages of a pair left out at random in each epoch and the others scaled."""
 
@@ -95,6 +97,12 @@ class MethodConfig(Section):
     def quantises(self) -> bool:
         """Whether messages go through the codec."""
         return self.name == "adaqp"
+
+    def kept_layers(self, layers: int) -> tuple[int, ...]:
+        """Which of so many layers keep their remote blocks."""
+        if isinstance(self.keep, bool):
+            return tuple(range(layers)) if self.keep else ()
+        return tuple(sorted(set(self.keep)))
 
 
 class TrainingConfig(Section):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from halocast.errors import MisuseError
 from halocast.runtime import kernels
@@ -22,6 +22,8 @@ from halocast.runtime.exchange.quantized import MessageWidths, QuantizedMessages
 from halocast.runtime.exchange.transport import Flight, LostPeerError, Transport
 from halocast.runtime.features import DenseRows, FeatureRows, SparseRows
 from halocast.runtime.memory import Arena
+from halocast.runtime.merging import Merging
+from halocast.runtime.models.blockwise import BlockwiseLayer
 from halocast.runtime.models.layers import LinearAggregation
 from halocast.runtime.models.network import GradientBuckets, GraphNetwork
 from halocast.runtime.programs.full import AGGREGATED_FEATURES, FEATURES
@@ -37,6 +39,7 @@ from halocast.traces.operations import (
     Free,
     Keep,
     Loss,
+    Merge,
     Operation,
     Part,
     PeerMessage,
@@ -58,6 +61,7 @@ class Method(Protocol):
     """What the executor runs: one program an epoch, one for evaluation."""
 
     name: str
+    receives_in_place: bool
 
     def epoch(self, view: RankView) -> Program: ...
 
@@ -170,6 +174,9 @@ class Executor:
         self._batch_norms = {
             index: self._batch_normalization(index) for index in range(len(network.layers)) if network.batch_norm(index)
         }
+        self._merging = Merging(
+            view, network, data.adjacency, data.features, self.buckets, lambda: self._buffers, self._layer_stream
+        )
         self._tapes: dict[tuple[int, Part], tuple[Tensor, Tensor]] = {}
         self._incoming_rows: dict[str, dict[int, int]] = {}
         self._clock = clock or ThreadClock()
@@ -178,6 +185,7 @@ class Executor:
         self._handlers: dict[type[Operation], Callable[[Any], Any]] = {
             Aggregate: self._aggregate,
             Transform: self._transform,
+            Merge: self._merging.merge,
             Apply: self._apply,
             Quantize: self._gather if messages is None else self._encode,
             Dequantize: self._accumulate if messages is None else self._decode,
@@ -196,7 +204,7 @@ class Executor:
             Stage.SELF_INPUTS: self._self_inputs_backward,
             Stage.WEIGHTS: self._weights_backward,
             Stage.SUMS: self._sums,
-            Stage.CENTRE: self._centre,
+            Stage.SQUARES: self._squares,
             Stage.NORMALIZE: self._normalize,
         }
 
@@ -372,6 +380,10 @@ class Executor:
             self.data.features[name].transposed_product(rows, gradient, out)
 
     def _project(self, operation: Transform, rows: slice) -> None:
+        if self._merging.has(operation.layer):
+            forward = operation.direction is Direction.FORWARD
+            (self._merging.project if forward else self._merging.project_backward)(operation, rows)
+            return
         self._product(operation.source, rows, self._linear(operation.layer).weight, self._buffers[operation.target][rows])
 
     def _whole(self, operation: Transform, rows: slice) -> None:
@@ -380,13 +392,15 @@ class Executor:
         self._finish(operation, rows)
 
     def _finish(self, operation: Transform, rows: slice) -> None:
+        if operation.direction is Direction.BACKWARD:
+            self._merging.finish_backward(operation, has_epilogue=self._has_epilogue(operation.layer))
+            return
         z = self._buffers[operation.preactivation][rows]
         layer, spec = self.network.layers[operation.layer], self.view.layers[operation.layer]
-        bias = None
-        if isinstance(layer, LinearAggregation):
-            bias = layer.bias
-            if layer.self_weight is not None:
-                self._product(operation.source, rows, layer.self_weight, z, accumulate=True)
+        if isinstance(layer, BlockwiseLayer):
+            self._merging.finish(operation)
+        elif isinstance(layer, LinearAggregation) and layer.self_weight is not None:
+            self._product(operation.source, rows, layer.self_weight, z, accumulate=True)
         if spec.residual:
             z.add_(self._buffers[operation.source][rows])
         if spec.batch_norm:  # it needs all rows of all ranks: see `_normalize`
@@ -394,11 +408,19 @@ class Executor:
         kernels.epilogue_forward(
             z,
             self._buffers[operation.output][rows],
-            bias=bias,
+            bias=self._bias(operation.layer),
             normalization=self._normalization(operation.layer, rows),
             relu=spec.activation,
             **self._dropout(operation.layer, rows),
         )
+
+    def _bias(self, index: int) -> nn.Parameter | None:
+        """What the epilogue adds; a layer that is run whole adds its own."""
+        layer = self.network.layers[index]
+        return layer.bias if isinstance(layer, LinearAggregation | BlockwiseLayer) else None
+
+    def _has_epilogue(self, index: int) -> bool:
+        return index < len(self.network.layers) - 1 and self.view.layers[index].has_epilogue
 
     def _normalization(self, index: int, rows: slice) -> kernels.Normalization | None:
         norm, statistics = self.network.norm(index), self._norm_statistics[index]
@@ -406,6 +428,12 @@ class Executor:
             return None
         mean, rstd = statistics
         return kernels.Normalization(norm.weight, norm.bias, mean[rows], rstd[rows], norm.eps)
+
+    def _layer_stream(self, index: int) -> kernels.Stream | None:
+        """Random numbers inside a layer; None in evaluation."""
+        if not self._context.training:
+            return None
+        return kernels.Stream(self._seed, self._context.epoch, index, purpose=DROPOUT_IN_LAYER)
 
     def _dropout(self, index: int, rows: slice) -> dict[str, Any]:
         probability = self.view.layers[index].dropout
@@ -416,8 +444,7 @@ class Executor:
 
     def _activation_backward(self, operation: Transform, rows: slice) -> None:
         index = operation.layer
-        spec, layer, norm = self.view.layers[index], self.network.layers[index], self.network.norm(index)
-        bias = layer.bias if isinstance(layer, LinearAggregation) else None
+        spec, norm, bias = self.view.layers[index], self.network.norm(index), self._bias(index)
         if (batch_norm := self.network.batch_norm(index)) is not None:
             bias = batch_norm.bias  # the last thing added; what comes before it is for `_normalize`
         normalization = self._normalization(index, rows)
@@ -440,26 +467,25 @@ class Executor:
     # -- batch normalization ------------------------------------------------------------------------------------
 
     def _batch_normalization(self, index: int) -> BatchNormalization:
-        layer, norm = self.network.layers[index], self.network.batch_norm(index)
+        norm = self.network.batch_norm(index)
         assert norm is not None
-        bias = layer.bias if isinstance(layer, LinearAggregation) else None
-        return BatchNormalization(norm, bias, nodes=self.data.nodes, own=self._rows.own)
+        return BatchNormalization(norm, self._bias(index), nodes=self.data.nodes, own=self._rows.own)
 
     def _sums(self, operation: Transform, rows: slice) -> None:
         batch_norm, z = self._batch_norms[operation.layer], self._buffers[operation.preactivation][rows]
         if operation.direction is Direction.FORWARD:
             batch_norm.sum_rows(z, self._buffers[operation.target])
             return
-        layer, norm = self.network.layers[operation.layer], self.network.batch_norm(operation.layer)
+        norm, bias = self.network.batch_norm(operation.layer), self._bias(operation.layer)
         assert norm is not None
         gradient, sums = self._buffers[operation.gradient][rows], self._buffers[operation.target]
         batch_norm.sum_gradients(gradient, z, self.buckets[norm.bias], self.buckets[norm.weight], sums)
-        if isinstance(layer, LinearAggregation):
-            self.buckets[layer.bias].zero_()
+        if bias is not None:
+            self.buckets[bias].zero_()
 
-    def _centre(self, operation: Transform, rows: slice) -> None:
+    def _squares(self, operation: Transform, rows: slice) -> None:
         total, moments = self._buffers[operation.source], self._buffers[operation.target]
-        self._batch_norms[operation.layer].centre(self._buffers[operation.preactivation][rows], total, moments)
+        self._batch_norms[operation.layer].sum_squares(self._buffers[operation.preactivation][rows], total, moments)
 
     def _normalize(self, operation: Transform, rows: slice) -> None:
         index = operation.layer
@@ -542,7 +568,9 @@ class Executor:
     # -- communication ------------------------------------------------------------------------------------------
 
     def _gather(self, operation: Quantize) -> None:
-        rows = self.data.boundary if operation.peer < 0 else self.data.boundary[self._boundary_to(operation.peer)]
+        rows = self.data.boundary
+        if operation.peer >= 0:  # fetched again, only the first of a peer's rows may be wanted
+            rows = rows[self._boundary_to(operation.peer)][: operation.work.rows]
         kernels.gather_rows(self._dense(operation.source), rows, self._buffers[operation.target])
 
     def _boundary_to(self, peer: int) -> slice:

@@ -26,8 +26,9 @@ from halocast.runtime.graph.shard import ShardSet, open_shards
 from halocast.runtime.graph.store import find_shards
 from halocast.runtime.launch import HostSpec, RankFailure, launch_local
 from halocast.runtime.launch_context import LaunchContext
-from halocast.runtime.models.layers import build_layer
-from halocast.runtime.models.shapes import SELF_LOOP
+from halocast.runtime.models.blockwise import BlockwiseLayer
+from halocast.runtime.models.layers import LinearAggregation
+from halocast.runtime.models.registry import build_layer
 from halocast.runtime.planned import plan_of
 from halocast.runtime.programs.schedule import Order, schedule_layers
 from halocast.runtime.session import build_network, build_view, find_method, width_rule, with_first_bits
@@ -129,7 +130,6 @@ def check(config: RunConfig) -> HostSpec:
     find_method(config.method.name)
     plan_of(config)
     _check_method(config)
-    build_layer(config.model.layer, config.model.hidden, config.model.hidden, config.model.options)
     if hosts.shaped:
         require_testbed(config.ranks)
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -145,11 +145,17 @@ def check(config: RunConfig) -> HostSpec:
 
 def _check_method(config: RunConfig) -> None:
     method = config.method
-    if method.name == "sar" and config.model.layer not in SELF_LOOP:
+    layer = build_layer(config.model.layer, config.model.hidden, config.model.hidden, config.model.options)
+    if method.name == "sar" and not isinstance(layer, LinearAggregation | BlockwiseLayer):
         raise MisuseError(
-            f"method sar visits the parts of sums and means: model.layer '{config.model.layer}' needs --method full, or one of "
-            f"{', '.join(SELF_LOOP)}"
+            f"method sar visits one part after another, and model.layer '{config.model.layer}' wants all its neighbours at "
+            "once: use --method full, or derive it from halocast.runtime.models.blockwise.MessageLayer"
         )
+    if method.keep is not False and method.name != "sar":
+        raise MisuseError(f"method.keep is for method sar, which else fetches blocks twice: leave it out of {method.name}")
+    unknown = [each for each in method.kept_layers(config.model.layers) if each >= config.model.layers]
+    if unknown:
+        raise MisuseError(f"method.keep: there is no layer {unknown[0]}; layers are 0 to {config.model.layers - 1}")
     if not method.quantises:
         if method.bits is not None:
             raise MisuseError(f"method {method.name} sends rows as they are: leave method.bits out, or use --method adaqp")
@@ -343,7 +349,7 @@ def _feature_bytes(view: RankView) -> int:
 
 def _raw_bytes(view: RankView, rows: Part) -> int:
     part = view.part
-    if part.features_sparse and view.layers[0].linear_aggregation:
+    if part.features_sparse and not view.layers[0].reads_plain_inputs:
         return part.stored_values(rows, aggregated=False) * 2 * (4 + view.value_bytes)
     return part.rows(rows) * part.feature_dim * view.value_bytes
 

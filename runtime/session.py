@@ -91,6 +91,7 @@ def build_view(config: RunConfig, network: GraphNetwork, shards: ShardSet, rank:
         value_bytes=getattr(torch, config.dtype).itemsize,
         overlap=config.method.overlap,
         prefetch=config.method.prefetch,
+        kept_layers=config.method.kept_layers(config.model.layers),
     )
 
 
@@ -186,9 +187,10 @@ def build_session(
     on_step("opening the shard")
     adjacency = Adjacency(shard, device)
     network = build_network(config, int(graph["feature_dim"]), int(graph["classes"])).to(device)
+    method = find_method(config.method.name)
     view = build_view(config, network, shards, transport.rank)
     on_step("aggregating features")
-    features = prepare_features(view, network, shard, adjacency, transport, dtype, device)
+    features = prepare_features(view, method, network, shard, adjacency, transport, dtype, device)
     view = with_aggregated_statistics(view, features)
     messages = assigner = None
     if config.method.quantises and view.world_size > 1:
@@ -223,7 +225,7 @@ def build_session(
     optimizer = build_optimizer(config, network)
     executor = Executor(
         view,
-        find_method(config.method.name),
+        method,
         network,
         optimizer,
         data,
@@ -241,6 +243,7 @@ def build_session(
 
 def prepare_features(
     view: RankView,
+    method: Method,
     network: GraphNetwork,
     shard: Shard,
     adjacency: Adjacency,
@@ -253,8 +256,9 @@ def prepare_features(
     features: dict[str, FeatureRows] = {}
     if schedule.order is not Order.AGGREGATED_ONCE:
         known = Part.OWN if schedule.sends_forward else Part.ALL
-        plain = not spec.linear_aggregation  # a layer of one's own reads h[rows]
-        features[FEATURES] = raw_features(shard, known, statistics.rows(Part.ALL), dtype, device, dense=plain)
+        lands = schedule.sends_forward and not schedule.exchanges_projected and method.receives_in_place
+        room = statistics.rows(Part.ALL if lands else known)
+        features[FEATURES] = raw_features(shard, known, room, dtype, device, dense=spec.reads_plain_inputs)
         return features
     layer = network.layers[0]
     assert isinstance(layer, LinearAggregation)

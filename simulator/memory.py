@@ -73,7 +73,7 @@ def _feature_bytes(view: RankView) -> int:
         if not view.layers[0].self_weight:
             return total
     rows = Part.OWN if first.sends_forward else Part.ALL
-    if part.features_sparse and view.layers[0].linear_aggregation:
+    if part.features_sparse and not view.layers[0].reads_plain_inputs:
         return total + 2 * (4 + value) * part.stored_values(rows, aggregated=False)
     return total + value * part.rows(rows) * part.feature_dim
 

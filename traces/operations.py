@@ -36,14 +36,14 @@ class Stage(StrEnum):
     """What a `Transform` does. A layer is ``finish(aggregate(project(h)))`` or ``whole(aggregate(h))``."""
 
     PROJECT = "project"  # p = h W_neighbour, before the aggregation
-    FINISH = "finish"  # z = aggregated p + h W_self + bias, then norm, activation, dropout
+    FINISH = "finish"  # z = aggregated p + h W_self + bias, then norm, activation, dropout; of merged rows: what follows them
     WHOLE = "whole"  # z = aggregated h W_neighbour + h W_self + bias, then norm, activation, dropout
     ACTIVATION = "activation"  # backward through dropout, activation, norm and bias, in place
     INPUTS = "inputs"  # gradient of the matrix product's left side
     SELF_INPUTS = "self_inputs"  # the self connection's share of the input gradient, accumulated
     WEIGHTS = "weights"  # gradients of the layer's matrices
     SUMS = "sums"  # batch norm: column sums of z; backward: of g and g x̂
-    CENTRE = "centre"  # batch norm: take the mean from z, in place, and sum what is left and its square
+    SQUARES = "squares"  # batch norm: column sums of z − mean and of its square
     NORMALIZE = "normalize"  # batch norm, activation, dropout; backward: through batch norm alone, in place
 
 
@@ -119,10 +119,44 @@ class Transform(Operation):
     output: str = field(default="", compare=False)  # the layer's output rows
     gradient: str = field(default="", compare=False)  # gradient of the pre-activation, or of the projected rows
     target: str = field(default="", compare=False)  # what the stage writes
+    queries: str = field(default="", compare=False)  # this and the next two: see `Merge`
+    state: str = field(default="", compare=False)
+    context: str = field(default="", compare=False)
+    input_target: str = field(default="", compare=False)  # gradient of the layer's input rows
+    query_target: str = field(default="", compare=False)  # where the blocks will add the queries' gradient
+    accumulate: bool = field(default=False, compare=False)  # add to `input_target`
 
     @property
     def detail(self) -> str:
         return self.stage.value
+
+
+@dataclass(frozen=True, slots=True)
+class Merge(Operation):
+    """One block of neighbours' messages, merged into the running result of each own row that has neighbours in it.
+
+    `columns` says whose messages the block holds: OWN ones, or the HALO rows of one `peer`. Backward the block's messages
+    are met once more, and get their gradient. `reduction` says how messages merge: a sum, a maximum, attention.
+    """
+
+    columns: Part = Part.OWN
+    peer: int = -1
+    reduction: str = ""
+    messages: str = field(default="", compare=False)  # the block's rows
+    queries: str = field(default="", compare=False)  # what own rows bring to their side of an edge
+    reduced: str = field(default="", compare=False)  # the running result
+    state: str = field(default="", compare=False)  # what it takes to go on with it
+    gradient: str = field(default="", compare=False)  # of the finished result
+    context: str = field(default="", compare=False)  # what own rows bring to every block of the backward pass
+    target: str = field(default="", compare=False)  # gradient of the messages; may be `messages` itself
+    query_target: str = field(default="", compare=False)  # gradient of the queries, added to
+    in_place: bool = field(default=True, compare=False)  # the block is a part of a buffer of all rows; False: all of one
+    accumulate: bool = field(default=False, compare=False)  # add to `target`
+    labelled: bool = field(default=False, compare=False)  # only the peer's first rows, those beside a labelled one
+
+    @property
+    def detail(self) -> str:
+        return f"{self.reduction}, {self.columns.value} columns"
 
 
 @dataclass(frozen=True, slots=True)

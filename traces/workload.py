@@ -54,6 +54,46 @@ class LayerSpec:
     residual: bool = False
     parameters: int = 0
     """Values in the layer's gradient bucket."""
+    reduction: str = ""
+    """How messages merge, block by block, where they do ("attention", "maximum", ...); empty for all other layers."""
+    projects: bool = False
+    """Messages are rows of the layer's input times a matrix; otherwise they are these rows."""
+    message_dim: int = 0
+    """Values of a message."""
+    query_dim: int = 0
+    """Values that a row brings to its own side of an edge, made by the same projection."""
+    reduced_dim: int = 0
+    """Values of a row's merged result."""
+    state_dim: int = 0
+    """Values that a row needs besides to go on merging."""
+    context_dim: int = 0
+    """Values that a row brings to every block of the backward pass."""
+    refetches: bool = False
+    """The backward pass reads messages again."""
+    merge_parameters: bool = False
+    """Merging itself has parameters."""
+    merge_reads_reduced: bool = False
+    """The backward pass of a block reads the merged result."""
+    finishes: bool = False
+    """Row-wise operations of the layer's own follow the merged result."""
+    finish_reads_inputs: bool = False
+    """They read the layer's input rows too."""
+    finish_flops: int = 0
+    """Theirs, a row."""
+    merge_flops: int = 0
+    """An entry's."""
+
+    @property
+    def is_blockwise(self) -> bool:
+        """Whether the layer meets its neighbours' messages block by block, in any order."""
+        return bool(self.reduction)
+
+    @property
+    def reads_plain_inputs(self) -> bool:
+        """Whether input rows are read one by one, and not through products alone (which sparse features suffice for)."""
+        if self.is_blockwise:
+            return self.finish_reads_inputs or not self.projects
+        return not self.linear_aggregation
 
     @property
     def has_epilogue(self) -> bool:
@@ -187,6 +227,8 @@ class RankView:
     """Widths of quantised messages; None where the method sends rows as they are."""
     prefetch: int = 1
     """Rounds of sequential aggregation that are in flight while another is computed."""
+    kept_layers: tuple[int, ...] = ()
+    """Layers whose remote messages sequential aggregation keeps until backward, instead of fetching them again."""
 
     @property
     def peers_in_ring_order(self) -> tuple[int, ...]:
@@ -208,6 +250,8 @@ class Workload:
     """Of each rank's compute operations."""
     prefetch: int = 1
     """Rounds of sequential aggregation that are in flight while another is computed."""
+    kept_layers: tuple[int, ...] = ()
+    """Layers whose remote messages sequential aggregation keeps until backward, instead of fetching them again."""
 
     @property
     def world_size(self) -> int:
@@ -218,6 +262,7 @@ class Workload:
         return RankView(
             *(rank, self.world_size, self.layers, self.parts[rank], self.exact, self.value_bytes, self.overlap, bits),
             prefetch=self.prefetch,
+            kept_layers=self.kept_layers,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -238,4 +283,5 @@ class Workload:
             overlap=data["overlap"],
             threads=data["threads"],
             prefetch=data.get("prefetch", 1),  # traces of older programs do not say
+            kept_layers=tuple(data.get("kept_layers", ())),
         )

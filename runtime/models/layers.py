@@ -7,13 +7,9 @@ with the lossless savings. Any other layer is run whole, under autograd, on one 
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from halocast.errors import MisuseError, nearest
 from halocast.runtime.models.block import Block
 
 
@@ -32,8 +28,8 @@ class LinearAggregation(GraphLayer):
 
     def __init__(self, dim_in: int, dim_out: int, *, self_weight: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(_glorot(dim_in, dim_out))
-        self.self_weight = nn.Parameter(_glorot(dim_in, dim_out)) if self_weight else None
+        self.weight = nn.Parameter(glorot(dim_in, dim_out))
+        self.self_weight = nn.Parameter(glorot(dim_in, dim_out)) if self_weight else None
         self.bias = nn.Parameter(torch.zeros(dim_out))
 
     def scales(self, degrees: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -89,49 +85,7 @@ class PyGLayer(GraphLayer):
         return self.convolution((h, block.own_inputs(h)), block.edge_index)  # type: ignore[no-any-return]
 
 
-BUILT_IN: dict[str, type[GCN] | type[GraphSAGE]] = {"gcn": GCN, "sage": GraphSAGE}
-
-
-def build_layer(name: str, dim_in: int, dim_out: int, options: dict[str, Any]) -> nn.Module:
-    """A built-in layer by name, or ``package.module:Class`` called as ``Class(dim_in, dim_out, **options)``.
-
-    Raises MisuseError for an unknown name, a module that does not import, or options the class does not take.
-    """
-    if name in BUILT_IN:
-        if options:
-            raise MisuseError(f"model.options: layer '{name}' takes no options, got {', '.join(sorted(options))}")
-        return BUILT_IN[name](dim_in, dim_out)
-    if ":" not in name:
-        raise MisuseError(f"unknown layer '{name}'{nearest(name, BUILT_IN)} (or your own, as package.module:Class)")
-    module_name, _, class_name = name.partition(":")
-    try:
-        layer_class = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        remedy = "; pip install torch_geometric" if module_name.startswith("torch_geometric") else ""
-        raise MisuseError(f"model.layer '{name}' cannot be imported: {error}{remedy}") from error
-    try:
-        layer = layer_class(dim_in, dim_out, **options)
-    except TypeError as error:
-        raise MisuseError(f"model.layer '{name}' does not take ({dim_in}, {dim_out}, {options}): {error}") from error
-    except Exception as error:  # whatever a user's constructor raises
-        raise MisuseError(f"model.layer '{name}' raised {type(error).__name__}: {error}") from error
-    if not _is_pyg_convolution(layer):
-        module: nn.Module = layer
-        return module
-    if getattr(layer, "add_self_loops", False):
-        raise MisuseError(
-            f"model.layer '{name}' would add self loops between unrelated rows; use --set model.options.add_self_loops=false"
-        )
-    return PyGLayer(layer)
-
-
-def _is_pyg_convolution(layer: object) -> bool:
-    return any(
-        base.__module__.startswith("torch_geometric.") and base.__name__ == "MessagePassing" for base in type(layer).__mro__
-    )
-
-
-def _glorot(dim_in: int, dim_out: int) -> Tensor:
+def glorot(dim_in: int, dim_out: int) -> Tensor:
     """Uniform in ±√(6 / (in + out)). Source: Glorot and Bengio, AISTATS 2010, eq. 16."""
     bound = (6.0 / (dim_in + dim_out)) ** 0.5
     return torch.empty(dim_in, dim_out).uniform_(-bound, bound)

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from halocast.runtime.models.layers import LinearAggregation, build_layer
+from halocast.runtime.models.blockwise import BlockwiseLayer
+from halocast.runtime.models.layers import LinearAggregation
+from halocast.runtime.models.registry import build_layer
+from halocast.runtime.models.shapes import layer_spec
 from halocast.traces.workload import LayerSpec
 
 
@@ -40,7 +43,8 @@ class GraphNetwork(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.layers = nn.ModuleList(
-                build_layer(shape.layer, width_in, width_out, shape.options) for width_in, width_out in pairwise(widths)
+                build_layer(shape.layer, width_in, width_out, shape.options, last=index == shape.layers - 1)
+                for index, (width_in, width_out) in enumerate(pairwise(widths))
             )
         hidden = range(shape.layers - 1)
         norms: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d}
@@ -69,21 +73,21 @@ class GraphNetwork(nn.Module):
         return tuple(self._spec(index) for index in range(self.shape.layers))
 
     def _spec(self, index: int) -> LayerSpec:
-        layer, shape, last = self.layers[index], self.shape, index == self.shape.layers - 1
-        linear = isinstance(layer, LinearAggregation)
-        dim_in, dim_out = self.widths[index], self.widths[index + 1]
-        return LayerSpec(
-            dim_in=dim_in,
-            dim_out=dim_out,
-            linear_aggregation=linear,
-            self_loop=isinstance(layer, LinearAggregation) and layer.self_loop,
-            self_weight=isinstance(layer, LinearAggregation) and layer.self_weight is not None,
-            bias=linear,
-            norm=not last and shape.norm != "none",
-            batch_norm=not last and shape.norm == "batch",
-            activation=not last,
-            dropout=0.0 if last else shape.dropout,
-            residual=shape.residual and index > 0 and dim_in == dim_out,
+        layer, shape = self.layers[index], self.shape
+        if isinstance(layer, BlockwiseLayer):
+            fields = layer.shape()
+        elif isinstance(layer, LinearAggregation):
+            fields = {"self_loop": layer.self_loop, "self_weight": layer.self_weight is not None}
+        else:
+            fields = {"linear_aggregation": False, "bias": False}
+        return layer_spec(
+            self.widths[index],
+            self.widths[index + 1],
+            fields,
+            last=index == shape.layers - 1,
+            norm=shape.norm,
+            dropout=shape.dropout,
+            residual=shape.residual and index > 0,
             parameters=sum(parameter.numel() for parameter in self.layer_parameters(index)),
         )
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from halocast.runtime.programs.full import FullGraph, LayerProgram, Steps, describe_layers, width_of
-from halocast.runtime.programs.schedule import Order
 from halocast.traces.operations import Direction, Free, Keep, Operation, PeerMessage, Quantize, Wait, Work
 from halocast.traces.wire import message_bytes
 from halocast.traces.workload import BitAssignment, ExchangeBits, RankView
@@ -86,7 +85,7 @@ class QuantizedLayer(LayerProgram):
     def is_one_sided(self, direction: Direction) -> bool:
         """Whether the rows come straight out of a ReLU (and dropout): nothing else promises its sign."""
         follows_activation = self.index > 0 and self.view.layers[self.index - 1].activation
-        return direction is FORWARD and follows_activation and self.schedule.order is not Order.TRANSFORM_FIRST
+        return direction is FORWARD and follows_activation and not self.schedule.exchanges_projected
 
     def received(self, direction: Direction) -> str:
         return f"received{self.index}" if direction is FORWARD else self.gradient_wire
@@ -135,8 +134,7 @@ class QuantizedLayer(LayerProgram):
         if part.halo_from[peer] or part.boundary_to[peer]:
             yield Wait(self.index, FORWARD, peer=peer, flight=flight)
         if part.halo_from[peer]:
-            target = self.projected if self.schedule.order is Order.TRANSFORM_FIRST else self.source
-            yield self.dequantize(FORWARD, peer, part.halo_from[peer], self.received(FORWARD), target)
+            yield self.dequantize(FORWARD, peer, part.halo_from[peer], self.received(FORWARD), self.exchanged)
 
     def release_wires(self, direction: Direction) -> Steps:
         yield Free(self.index, direction, name=self.encoded(direction))

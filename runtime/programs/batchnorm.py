@@ -33,7 +33,7 @@ def normalize_forward(layer: LayerProgram, *, training: bool) -> Steps:
     yield _transform(layer, Stage.SUMS, FORWARD, Part.OWN, target=total)
     yield from _sum_over_ranks(layer, FORWARD, total, 1)
     yield _keep(layer, FORWARD, moments, 2)
-    yield _transform(layer, Stage.CENTRE, FORWARD, layer.schedule.rows, source=total, target=moments)
+    yield _transform(layer, Stage.SQUARES, FORWARD, Part.OWN, source=total, target=moments)
     yield Free(layer.index, FORWARD, name=total)
     yield from _sum_over_ranks(layer, FORWARD, moments, 2)
     yield _transform(layer, Stage.NORMALIZE, FORWARD, layer.schedule.rows, source=moments)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from halocast.runtime.programs import batchnorm
+from halocast.runtime.programs import batchnorm, merging
 from halocast.runtime.programs.schedule import LayerSchedule, Order, schedule_layers
 from halocast.traces.operations import (
     Aggregate,
@@ -50,6 +50,8 @@ class FullGraph:
     """The method as it is published for full-graph training, with the lossless savings of the plan."""
 
     name = "full"
+    receives_in_place = True
+    """Whether halo rows land behind the own rows of the buffer that they belong to."""
 
     def layers(self, view: RankView) -> list[LayerProgram]:
         """The layers as training runs them; another method puts its own kind here."""
@@ -94,7 +96,7 @@ def describe_layers(view: RankView, kind: type[LayerProgram] | None = None) -> l
         output_rows = schedule.rows
         if index < last:
             following = schedules[index + 1]
-            if kind.receives_in_place and following.sends_forward and following.order is not Order.TRANSFORM_FIRST:
+            if kind.receives_in_place and following.sends_forward and not following.exchanges_projected:
                 output_rows = Part.ALL
         programs.append(kind(view, index, spec, schedule, output_rows, is_last=index == last))
     return programs
@@ -140,13 +142,35 @@ class LayerProgram:
         return f"p{self.index}"
 
     @property
+    def exchanged(self) -> str:
+        """Rows that travel."""
+        return self.projected if self.schedule.exchanges_projected else self.source
+
+    @property
+    def reduced(self) -> str:
+        """Own rows' merged messages."""
+        return f"r{self.index}"
+
+    @property
+    def state(self) -> str:
+        """What merging them takes besides."""
+        return f"s{self.index}"
+
+    @property
     def preactivation(self) -> str:
         """Norm needs its input again in backward; without norm the output is computed in place."""
+        if self.merges_into_preactivation:
+            return self.reduced
         return f"z{self.index}" if self.has_preactivation else self.output
 
     @property
     def has_preactivation(self) -> bool:
-        return self.spec.norm and not self.is_last
+        return self.spec.norm and not self.is_last and not self.merges_into_preactivation
+
+    @property
+    def merges_into_preactivation(self) -> bool:
+        """Whether nothing of the layer's own comes between merged messages and the epilogue."""
+        return self.spec.is_blockwise and not self.spec.finishes
 
     @property
     def has_epilogue(self) -> bool:
@@ -186,9 +210,11 @@ class LayerProgram:
             yield from self.transform_then_aggregate()
         elif order is Order.AGGREGATE_FIRST:
             yield from self.aggregate_then_transform()
+        elif order is Order.BLOCKWISE:
+            yield from merging.forward(self, training=training)
         else:
             yield from self.apply_forward()
-        if self.spec.batch_norm:
+        if self.spec.batch_norm and order is not Order.BLOCKWISE:  # merging does it itself, before it frees what it merged
             yield from batchnorm.normalize_forward(self, training=training)
         if not training:
             yield from self.free_after_evaluation()
@@ -265,6 +291,61 @@ class LayerProgram:
         """Rows of the projected buffer: without halo rows when there are none to read."""
         return Part.ALL if self.view.world_size > 1 else Part.OWN
 
+    # -- messages that merge ------------------------------------------------------------------------------------
+
+    @property
+    def keeps_messages(self) -> bool:
+        """Whether messages, the halo's too, stay where they are until the backward pass has read them."""
+        return self.spec.refetches
+
+    @property
+    def message_rows(self) -> Part:
+        """Rows of the projected messages' buffer."""
+        return Part.ALL if self.view.world_size > 1 else Part.OWN
+
+    @property
+    def message_gradient_rows(self) -> Part:
+        """Rows of the buffer of their gradient."""
+        return self.message_rows
+
+    @property
+    def projected_here(self) -> Part:
+        """Rows whose messages are made here: the halo's too where their inputs are at hand."""
+        return Part.OWN if self.schedule.sends_forward else self.message_rows
+
+    def merge_neighbours(self, names: merging.Names, *, training: bool) -> Steps:
+        """Merge the own block while the others' messages fly, then each peer's as they land."""
+        flight = (yield from self.send_boundary(names.messages)) if self.schedule.sends_forward else None
+        if self.view.overlap or not self.schedule.sends_forward:
+            yield merging.merge(self, FORWARD, names)
+        waits = self.schedule.sends_forward and self.view.overlap
+        if self.schedule.sends_forward and not self.view.overlap:
+            yield from self.receive_halo(flight)
+            yield merging.merge(self, FORWARD, names)
+        for peer in self.view.peers_in_ring_order:
+            if waits:
+                yield from self.receive_halo_from(peer, flight)
+            if self.view.part.halo_from[peer]:
+                yield merging.merge(self, FORWARD, names, peer)
+        if waits:
+            yield from self.release_wires(FORWARD)
+
+    def merge_neighbours_backward(self, names: merging.Names) -> Steps:
+        """The peers' blocks first, so that their gradients fly while the own block is met again."""
+        rows = self.backward_rows[0] if self.schedule.sends_backward else self.view.part.halo_from
+        labelled = self.schedule.sends_backward and self.schedule.labelled_only
+        for peer in self.view.peers_in_ring_order:
+            if rows[peer]:
+                yield merging.merge(self, BACKWARD, names, peer, labelled=labelled)
+        if not self.schedule.sends_backward:
+            yield merging.merge(self, BACKWARD, names)
+            return
+        flight = yield from self.send_halo_gradients(names.target)
+        if not self.view.overlap:
+            yield from self.wait_for_gradients(flight)
+        yield merging.merge(self, BACKWARD, names)
+        yield from self.receive_boundary_gradients(flight, names.target)
+
     def free_after_evaluation(self) -> Steps:
         if self.has_preactivation:
             yield Free(self.index, name=self.preactivation)
@@ -295,6 +376,8 @@ class LayerProgram:
             reduction = yield from self.backward_transform_first()
         elif order is Order.AGGREGATE_FIRST:
             reduction = yield from self.backward_aggregate_first()
+        elif order is Order.BLOCKWISE:
+            reduction = yield from merging.backward(self)
         else:
             reduction = yield from self.apply_backward()
         yield Free(self.index, name=self.gradient)
@@ -383,7 +466,7 @@ class LayerProgram:
     @property
     def gradient_rows(self) -> Part:
         """Rows of the input gradient: the halo's too where they are computed (or summed) here."""
-        if self.schedule.sends_backward and self.schedule.order is not Order.TRANSFORM_FIRST:
+        if self.schedule.sends_backward and not self.schedule.exchanges_projected:
             return Part.ALL
         halo_is_recomputed = self.view.world_size > 1 and not self.schedule.sends_backward
         return Part.ALL if halo_is_recomputed else Part.OWN
@@ -400,7 +483,7 @@ class LayerProgram:
 
     @cached_property
     def exchange_dim(self) -> int:
-        return self.schedule.exchange_dim(self.spec.dim_in, self.spec.dim_out)
+        return self.schedule.exchange_dim(self.spec)
 
     def send_boundary(self, rows: str) -> Generator[Operation, Any, Any]:
         """Gather the boundary rows per peer and start sending; halo rows arrive in place in the same buffer."""

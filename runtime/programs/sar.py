@@ -5,17 +5,21 @@ part. A remote block is freed after its round, so that what a rank holds beside 
 halo: memory falls as 1 / K. Up to `view.prefetch` rounds are in flight while another is computed; nothing waits for all
 ranks. Mostafa, "Sequential Aggregation and Rematerialization", MLSys 2022, sections 3.1 and 3.2.
 
-A layer that sums or averages plain copies of its neighbours' rows (GCN, GraphSAGE-mean) needs no remote row again in
+A layer that sums or averages plain copies of its neighbours' rows (GCN, GraphSAGE-mean, GIN) needs no remote row again in
 backward (case 1 of section 3.2): rank r computes the gradient of what it took and pushes it to its owner. So each exchanged
-row crosses the network once in each direction, as in plain training, and gradients are the same.
+row crosses the network once in each direction, as in plain training, and gradients are the same. Where gradients depend on
+the rows themselves (attention, maxima, a message of one's own: case 2), each block is fetched a second time, meets the own rows
+again, turns into its gradient in place and goes back: three crossings. A layer in `view.kept_layers` keeps its blocks instead,
+and costs two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from halocast.runtime.programs import merging
 from halocast.runtime.programs.full import BACKWARD, FORWARD, Backward, FullGraph, LayerProgram, Steps, describe_layers
 from halocast.traces.operations import (
     Aggregate,
@@ -33,11 +37,15 @@ from halocast.traces.operations import (
 )
 from halocast.traces.workload import RankView
 
+AGAIN = ".again"
+"""After the names of buffers of messages that are fetched a second time."""
+
 
 class SequentialAggregation(FullGraph):
     """Full-graph training whose remote rows come, and whose gradients go, one part at a time."""
 
     name = "sar"
+    receives_in_place = False
 
     def layers(self, view: RankView) -> list[LayerProgram]:
         return describe_layers(view, SequentialLayer)
@@ -60,6 +68,11 @@ class Round:
     """Rows for the taker."""
     incoming: int
     """Rows from the giver."""
+
+    @property
+    def mirrored(self) -> Round:
+        """The same messages' way back."""
+        return Round(self.number, self.taker, self.giver, self.incoming, self.outgoing)
 
 
 @dataclass(frozen=True)
@@ -112,12 +125,23 @@ class SequentialLayer(LayerProgram):
 
     def sum_blocks(self, source: str, target: str) -> Steps:
         """``target = A source`` over the own columns, then over each part's as its rows come."""
+
+        def add(each: Round, block: str) -> Operation:
+            summed = self.aggregate(FORWARD, Part.MARGINAL, block, target, columns=Part.HALO, peer=each.giver)
+            return replace(summed, in_place=False)
+
+        yield from self.visit_blocks(source, self.aggregate(FORWARD, Part.OWN, source, target, columns=Part.OWN), add)
+
+    def visit_blocks(
+        self, source: str, own: Operation, visit: Callable[[Round, str], Operation], *, keeps_blocks: bool = False
+    ) -> Steps:
+        """Do `own`, then `visit` each part's block of `source` as it comes."""
         part = self.view.part
         rounds = self.rounds(part.boundary_to, part.halo_from)
         flights: dict[int, Any] = {}
         for each in rounds[: self.depth]:
             flights[each.number] = yield from self.start_fetch(each, source)
-        yield self.aggregate(FORWARD, Part.OWN, source, target, columns=Part.OWN)
+        yield own
         for place, each in enumerate(rounds):
             if each.number not in flights:
                 flights[each.number] = yield from self.start_fetch(each, source)
@@ -127,18 +151,18 @@ class SequentialLayer(LayerProgram):
                 ahead = rounds[place + self.depth]
                 flights[ahead.number] = yield from self.start_fetch(ahead, source)
             if each.incoming:
-                block = self.block(FORWARD, each)
-                summed = self.aggregate(FORWARD, Part.MARGINAL, block, target, columns=Part.HALO, peer=each.giver)
-                yield replace(summed, in_place=False)
+                yield visit(each, self.block(FORWARD, each.giver))
             if each.taker != each.giver or not each.incoming:
                 yield from self.wait_for(FORWARD, each.taker, each.outgoing, flight)
-            yield Free(self.index, FORWARD, name=self.block(FORWARD, each))
-            yield Free(self.index, FORWARD, name=self.own_block(FORWARD, each))
+            if not keeps_blocks:
+                yield Free(self.index, FORWARD, name=self.block(FORWARD, each.giver))
+            yield Free(self.index, FORWARD, name=self.own_block(FORWARD, each.taker))
 
-    def start_fetch(self, each: Round, source: str) -> Generator[Operation, Any, Any]:
-        """Gather what the taker needs and set both messages of the round going."""
+    def start_fetch(self, each: Round, source: str, suffix: str = "") -> Generator[Operation, Any, Any]:
+        """Gather what the taker needs and set both messages of the round going. `suffix`: of the buffers' names."""
         dim, value_bytes = self.exchange_dim, self.view.value_bytes
-        yield self.keep_block(FORWARD, each.outgoing, self.own_block(FORWARD, each))
+        own_block, block = self.own_block(FORWARD, each.taker) + suffix, self.block(FORWARD, each.giver) + suffix
+        yield self.keep_block(FORWARD, each.outgoing, own_block)
         size = each.outgoing * dim * value_bytes
         yield Quantize(
             self.index,
@@ -146,10 +170,104 @@ class SequentialLayer(LayerProgram):
             work=Work(rows=each.outgoing, dim_in=dim, dim_out=dim, bytes_out=size, bits=8 * value_bytes),
             peer=each.taker,
             source=source,
-            target=self.own_block(FORWARD, each),
+            target=own_block,
         )
-        yield self.keep_block(FORWARD, each.incoming, self.block(FORWARD, each))
-        return (yield self.swap(FORWARD, each, self.own_block(FORWARD, each), self.block(FORWARD, each)))
+        yield self.keep_block(FORWARD, each.incoming, block)
+        return (yield self.swap(FORWARD, each, own_block, block))
+
+    # -- messages that merge ------------------------------------------------------------------------------------
+
+    @property
+    def keeps_messages(self) -> bool:
+        return self.spec.refetches and self.index in self.view.kept_layers
+
+    @property
+    def message_rows(self) -> Part:
+        return Part.OWN if self.schedule.sends_forward else super().message_rows
+
+    def merge_neighbours(self, names: merging.Names, *, training: bool) -> Steps:
+        if not self.schedule.sends_forward:
+            yield from super().merge_neighbours(names, training=training)
+            return
+
+        def visit(each: Round, block: str) -> Operation:
+            return merging.merge(self, FORWARD, names, each.giver, messages=block, in_place=False)
+
+        own = merging.merge(self, FORWARD, names)
+        yield from self.visit_blocks(names.messages, own, visit, keeps_blocks=training and self.keeps_messages)
+
+    def merge_neighbours_backward(self, names: merging.Names) -> Steps:
+        if not self.schedule.sends_forward:
+            yield from super().merge_neighbours_backward(names)
+        elif not self.spec.refetches:
+            yield from self.push_merged(names)
+        else:
+            yield from self.meet_again(names)
+
+    def push_merged(self, names: merging.Names) -> Steps:
+        """Case 1: what a block gets needs nothing of it."""
+
+        def gradient(each: Round, block: str) -> Operation:
+            return merging.merge(
+                self, BACKWARD, names, each.taker, target=block, in_place=False, labelled=self.schedule.labelled_only
+            )
+
+        def own() -> Steps:
+            yield merging.merge(self, BACKWARD, names)
+
+        yield from self.push_blocks(own(), gradient, names.target)
+
+    def meet_again(self, names: merging.Names) -> Steps:
+        """Case 2: each part's block is here once more (fetched, or kept), turns into its gradient and goes to its owner."""
+        rows = self.backward_rows if self.schedule.sends_backward else (self.view.part.halo_from, self.view.part.boundary_to)
+        rounds, fetches = self.rounds(*rows), not self.keeps_messages
+        flights: dict[int, Any] = {}
+        pushes: list[tuple[Round, Any]] = []
+        if fetches:
+            for each in rounds[: self.depth]:
+                flights[each.number] = yield from self.start_fetch(each.mirrored, names.messages, AGAIN)
+        yield merging.merge(self, BACKWARD, names)
+        for place, each in enumerate(rounds):
+            if fetches:
+                yield from self.await_again(rounds, place, flights, names)
+            if each.outgoing:
+                yield self.turn_into_gradient(names, each)
+            if fetches:
+                if each.taker != each.giver or not each.outgoing:
+                    yield from self.wait_for(FORWARD, each.giver, each.incoming, flights[each.number])
+                yield Free(self.index, FORWARD, name=self.own_block(FORWARD, each.giver) + AGAIN)
+            if not self.schedule.sends_backward:
+                yield Free(self.index, FORWARD, name=self.met_block(each.taker))
+                continue
+            yield self.keep_block(BACKWARD, each.incoming, self.own_block(BACKWARD, each.giver))
+            flight = yield self.swap(BACKWARD, each, self.met_block(each.taker), self.own_block(BACKWARD, each.giver))
+            pushes.append((each, flight))
+            if len(pushes) > min(self.depth, 1):  # one gradient on its way is enough to hide it, and the least to hold
+                yield from self.finish_push(*pushes.pop(0), self.met_block, names.target)
+        for each, flight in pushes:
+            yield from self.finish_push(each, flight, self.met_block, names.target)
+
+    def await_again(self, rounds: list[Round], place: int, flights: dict[int, Any], names: merging.Names) -> Steps:
+        """Wait for the block of one round, and set the next one going."""
+        each = rounds[place]
+        if each.number not in flights:
+            flights[each.number] = yield from self.start_fetch(each.mirrored, names.messages, AGAIN)
+        yield from self.wait_for(FORWARD, each.taker, each.outgoing, flights[each.number])
+        if self.depth and place + self.depth < len(rounds):
+            ahead = rounds[place + self.depth]
+            flights[ahead.number] = yield from self.start_fetch(ahead.mirrored, names.messages, AGAIN)
+
+    def turn_into_gradient(self, names: merging.Names, each: Round) -> Operation:
+        """A part's block becomes the gradient of its rows; only that of the parameters where nobody wants the former."""
+        block = self.met_block(each.taker)
+        return merging.merge(
+            self, BACKWARD, names, each.taker, messages=block, target=block if names.target else "", in_place=False,
+            labelled=self.schedule.labelled_only and self.schedule.sends_backward,
+        )  # fmt: skip
+
+    def met_block(self, peer: int) -> str:
+        """A part's block as the backward pass meets it."""
+        return self.block(FORWARD, peer) + ("" if self.keeps_messages else AGAIN)
 
     # -- backward -----------------------------------------------------------------------------------------------
 
@@ -162,7 +280,7 @@ class SequentialLayer(LayerProgram):
         reduction = yield from self.weights(Part.OWN)
         yield Free(self.index, name=self.aggregated)
         yield self.keep(self.input_gradient, Part.OWN, self.spec.dim_in)
-        yield from self.push_blocks(inner, self.input_gradient, own_path=True)
+        yield from self.push_sums(inner, self.input_gradient, own_path=True)
         yield Free(self.index, name=inner)
         return reduction
 
@@ -171,7 +289,7 @@ class SequentialLayer(LayerProgram):
             return (yield from super().backward_transform_first())
         inner = f"dp{self.index}"
         yield self.keep(inner, Part.OWN, self.spec.dim_out)
-        yield from self.push_blocks(self.gradient, inner, own_path=False)
+        yield from self.push_sums(self.gradient, inner, own_path=False)
         reduction = yield from self.weights(Part.OWN, gradient=inner)
         if self.schedule.needs_input_gradient:
             yield self.keep(self.input_gradient, Part.OWN, self.spec.dim_in)
@@ -180,51 +298,69 @@ class SequentialLayer(LayerProgram):
         yield Free(self.index, name=inner)
         return reduction
 
-    def push_blocks(self, source: str, target: str, *, own_path: bool) -> Steps:
+    def push_sums(self, source: str, target: str, *, own_path: bool) -> Steps:
         """``target = Aᵀ source``: the own rows' share here, the others' each pushed to its owner as soon as it is summed.
 
         `own_path`: add the rows' own path around the aggregation before others' shares, which come in ring order.
         """
+        dim = self.exchange_dim
+
+        def own() -> Steps:
+            yield self.aggregate(BACKWARD, Part.OWN, source, target)
+            if own_path:
+                yield from self.add_self_inputs()
+
+        def gradient(each: Round, block: str) -> Operation:
+            nnz = self.view.part.nnz_halo_from[each.taker]
+            work = Work(rows=each.outgoing, nnz=nnz, dim_in=dim, dim_out=dim, flops=2 * nnz * dim)
+            return Aggregate(self.index, BACKWARD, Part.HALO, work, peer=each.taker, source=source, target=block)
+
+        yield from self.push_blocks(own(), gradient, target)
+
+    def push_blocks(self, own: Steps, gradient: Callable[[Round, str], Operation], target: str) -> Steps:
+        """Make the `gradient` of each part's block and push it to its owner; meanwhile do `own`, then add what comes."""
         rounds = self.rounds(*self.backward_rows)
         flights: dict[int, Any] = {}
         for each in rounds[: self.depth]:
-            flights[each.number] = yield from self.start_push(each, source)
-        yield self.aggregate(BACKWARD, Part.OWN, source, target)
-        if own_path:
-            yield from self.add_self_inputs()
+            flights[each.number] = yield from self.start_push(each, gradient)
+        yield from own
         for place, each in enumerate(rounds):
             if place + self.depth < len(rounds):
                 ahead = rounds[place + self.depth]
-                flights[ahead.number] = yield from self.start_push(ahead, source)
-            flight = flights[each.number]
-            yield from self.wait_for(BACKWARD, each.giver, each.incoming, flight)
-            if each.incoming:
-                yield self.dequantize(BACKWARD, each.giver, each.incoming, self.own_block(BACKWARD, each), target)
-            if each.taker != each.giver or not each.incoming:
-                yield from self.wait_for(BACKWARD, each.taker, each.outgoing, flight)
-            yield Free(self.index, BACKWARD, name=self.block(BACKWARD, each))
-            yield Free(self.index, BACKWARD, name=self.own_block(BACKWARD, each))
+                flights[ahead.number] = yield from self.start_push(ahead, gradient)
+            yield from self.finish_push(each, flights[each.number], self.gradient_block, target)
 
-    def start_push(self, each: Round, source: str) -> Generator[Operation, Any, Any]:
-        """Sum the gradient of the taker's rows that were here, and set both messages of the round going."""
-        dim, block = self.exchange_dim, self.block(BACKWARD, each)
+    def start_push(self, each: Round, gradient: Callable[[Round, str], Operation]) -> Generator[Operation, Any, Any]:
+        """Make the gradient of the taker's rows that were here, and set both messages of the round going."""
+        block = self.gradient_block(each.taker)
         yield self.keep_block(BACKWARD, each.outgoing, block)
         if each.outgoing:
-            nnz = self.view.part.nnz_halo_from[each.taker]
-            work = Work(rows=each.outgoing, nnz=nnz, dim_in=dim, dim_out=dim, flops=2 * nnz * dim)
-            yield Aggregate(self.index, BACKWARD, Part.HALO, work, peer=each.taker, source=source, target=block)
-        yield self.keep_block(BACKWARD, each.incoming, self.own_block(BACKWARD, each))
-        return (yield self.swap(BACKWARD, each, block, self.own_block(BACKWARD, each)))
+            yield gradient(each, block)
+        yield self.keep_block(BACKWARD, each.incoming, self.own_block(BACKWARD, each.giver))
+        return (yield self.swap(BACKWARD, each, block, self.own_block(BACKWARD, each.giver)))
+
+    def finish_push(self, each: Round, flight: Any, sent: Callable[[int], str], target: str) -> Steps:
+        """Add what came of the own rows' gradients; free that and the block that was `sent`, by its owner."""
+        yield from self.wait_for(BACKWARD, each.giver, each.incoming, flight)
+        if each.incoming:
+            yield self.dequantize(BACKWARD, each.giver, each.incoming, self.own_block(BACKWARD, each.giver), target)
+        if each.taker != each.giver or not each.incoming:
+            yield from self.wait_for(BACKWARD, each.taker, each.outgoing, flight)
+        yield Free(self.index, BACKWARD, name=sent(each.taker))
+        yield Free(self.index, BACKWARD, name=self.own_block(BACKWARD, each.giver))
 
     # -- rounds -------------------------------------------------------------------------------------------------
 
-    def block(self, direction: Direction, each: Round) -> str:
-        """Another part's rows, or their gradients."""
-        return f"block{self.index}.{each.number}" if direction is FORWARD else f"gradient_block{self.index}.{each.number}"
+    def block(self, direction: Direction, peer: int) -> str:
+        """A part's rows (forward), or the gradients of them that are made here."""
+        return f"block{self.index}.{peer}" if direction is FORWARD else f"gradient_block{self.index}.{peer}"
 
-    def own_block(self, direction: Direction, each: Round) -> str:
+    def gradient_block(self, peer: int) -> str:
+        return self.block(BACKWARD, peer)
+
+    def own_block(self, direction: Direction, peer: int) -> str:
         """Own rows for another part, or what it sends of their gradients."""
-        return f"{self.wire if direction is FORWARD else self.gradient_wire}.{each.number}"
+        return f"{self.wire if direction is FORWARD else self.gradient_wire}.{peer}"
 
     def keep_block(self, direction: Direction, rows: int, name: str) -> Keep:
         dim = self.exchange_dim

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from halocast.traces.operations import Part
-from halocast.traces.workload import RankView
+from halocast.traces.workload import LayerSpec, RankView
 
 
 class Order(StrEnum):
@@ -15,6 +15,7 @@ class Order(StrEnum):
     AGGREGATE_FIRST = "aggregate_first"
     TRANSFORM_FIRST = "transform_first"
     AGGREGATED_ONCE = "aggregated_once"  # the aggregation ran before the first epoch
+    BLOCKWISE = "blockwise"  # neighbours' messages are merged block by block
     OPAQUE = "opaque"  # the layer aggregates by itself
 
 
@@ -32,10 +33,14 @@ class LayerSchedule:
     needs_input_gradient: bool
     labelled_only: bool
     """Whether its backward exchange carries only halo rows that have a labelled neighbour."""
+    exchanges_projected: bool
+    """Whether what travels has been multiplied with the layer's matrix, or is the layer's input."""
 
-    def exchange_dim(self, dim_in: int, dim_out: int) -> int:
+    def exchange_dim(self, layer: LayerSpec) -> int:
         """Width of the rows the layer's exchanges carry."""
-        return dim_out if self.order is Order.TRANSFORM_FIRST else dim_in
+        if self.order is Order.BLOCKWISE:
+            return layer.message_dim
+        return layer.dim_out if self.order is Order.TRANSFORM_FIRST else layer.dim_in
 
 
 def schedule_layers(view: RankView) -> tuple[LayerSchedule, ...]:
@@ -52,7 +57,9 @@ def schedule_layers(view: RankView) -> tuple[LayerSchedule, ...]:
     for index, layer in enumerate(view.layers):
         narrows = layer.dim_out < layer.dim_in
         sparse_input = index == 0 and view.part.features_sparse
-        if not layer.linear_aggregation:
+        if layer.is_blockwise:
+            order = Order.BLOCKWISE
+        elif not layer.linear_aggregation:
             order = Order.OPAQUE
         elif index == 0 and exact.aggregate_features_once:
             order = Order.AGGREGATED_ONCE
@@ -66,14 +73,16 @@ def schedule_layers(view: RankView) -> tuple[LayerSchedule, ...]:
         halo_is_here = not distributed or order is Order.AGGREGATED_ONCE or static_halo or recomputed_halo
         recomputes = order is Order.AGGREGATED_ONCE and exact.keep_halo_features and distributed and last > 0
         needs_input_gradient = index > 0
+        exchanges_projected = order is Order.TRANSFORM_FIRST or (order is Order.BLOCKWISE and layer.projects)
         schedules.append(
             LayerSchedule(
                 order=order,
                 rows=Part.ALL if recomputes else Part.OWN,
                 sends_forward=not halo_is_here,
-                sends_backward=not halo_is_here and (needs_input_gradient or order is Order.TRANSFORM_FIRST),
+                sends_backward=not halo_is_here and (needs_input_gradient or exchanges_projected),
                 needs_input_gradient=needs_input_gradient,
                 labelled_only=index == last and exact.labelled_gradients_only,
+                exchanges_projected=exchanges_projected,
             )
         )
     return tuple(schedules)

@@ -10,7 +10,7 @@ import json
 import queue
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -33,6 +33,7 @@ class Hub:
         self.mail: dict[tuple[int, int], queue.Queue[torch.Tensor]] = {
             (sender, receiver): queue.Queue() for sender in ranks for receiver in ranks
         }
+        self.posted: dict[tuple[int, int], deque[torch.Tensor]] = defaultdict(deque)
         self.shared: dict[str, dict[int, Any]] = defaultdict(dict)
         self.sums: dict[int, dict[int, torch.Tensor]] = defaultdict(dict)
         self.sent_bytes: list[tuple[int, int, int]] = []  # (from, to, bytes)
@@ -61,16 +62,21 @@ class Hub:
 
 
 class ThreadFlight:
-    """Receives are taken from the queue when waited for; sends are copied when started."""
+    """Messages are taken from the queue when waited for, and land where the receives were posted, in that order; sends are
+    copied when started."""
 
     def __init__(self, hub: Hub, rank: int, incoming: MessageList) -> None:
         self._hub, self._rank, self._incoming = hub, rank, dict(incoming)
+        for peer, target in incoming:
+            hub.posted[peer, rank].append(target)
 
     def wait(self, peer: int = -1) -> None:
         for each in sorted(self._incoming) if peer < 0 else [peer]:
             target = self._incoming.pop(each, None)
-            if target is not None:
-                target.copy_(self._hub.receive(each, self._rank))
+            posted = self._hub.posted[each, self._rank]
+            while target is not None and any(target is waiting for waiting in posted):
+                message = self._hub.receive(each, self._rank)
+                posted.popleft().copy_(message)
 
     def sent_ns(self, peer: int = -1) -> int:
         return time.monotonic_ns()

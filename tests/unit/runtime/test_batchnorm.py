@@ -22,6 +22,7 @@ from tests.support.sessions import (
     train_one_epoch,
 )
 from tests.support.threads import ThreadTransport, run_ranks
+from tests.unit.runtime.test_blockwise import reference as blockwise_reference
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -161,6 +162,22 @@ def test_an_opaque_layer(parts: int, residual: bool, tmp_path: Path) -> None:
         torch.testing.assert_close(answers[0].gradients[name], value, rtol=1e-11, atol=1e-13 * largest)
 
 
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("method", [{"name": "full"}, {"name": "sar"}, {"name": "sar", "keep": True}, {"overlap": False}])
+@pytest.mark.parametrize("layer", ["gat", "gatv2", "sage-max", "gin"])
+def test_layers_by_blocks(layer: str, method: dict[str, Any], residual: bool, tmp_path: Path) -> None:
+    """Attention's merged rows are themselves what is normalized, and its backward pass reads them after."""
+    model = model_of(layer, residual=residual, options={"heads": 3} if layer.startswith("gat") else {})
+    config = run_config(4, model=model, method={"exact": NONE, **method}, dtype="float64")
+    case = random_case(4)
+    answers, _ = train_one_epoch(case, config, tmp_path / "shards")
+    loss, gradients = blockwise_reference(case, config)
+    for answer in answers:
+        assert answer.loss == pytest.approx(loss, rel=1e-12)
+        compare_gradients(answer.gradients, gradients, 1e-12, config.model.layers - 1)
+        assert answer.logits.isfinite().all()
+
+
 @pytest.mark.parametrize("parts", [2, 5])
 def test_encoded_messages_at_full_width(parts: int, tmp_path: Path) -> None:
     """Method adaqp runs the same steps around its codec, which passes rows of 32 bits through."""
@@ -272,7 +289,7 @@ def test_a_mean_far_beyond_the_deviation_keeps_its_digits(nodes: int) -> None:
     total, moments, out = torch.empty(1, 6), torch.empty(2, 6), torch.empty_like(rows)
     with torch.no_grad():
         normalization.sum_rows(rows, total)
-        normalization.centre(rows, total, moments)
+        normalization.sum_squares(rows, total, moments)
         out += normalization.normalize(rows, out, moments)
         normalization.update_running_statistics()
     norm = nn.BatchNorm1d(6).double()
@@ -303,7 +320,7 @@ def test_constant_columns_and_one_node(tmp_path: Path) -> None:
     rows, total, moments = torch.full((50, 3), 7e7), torch.empty(1, 3), torch.empty(2, 3)
     with torch.no_grad():
         normalization.sum_rows(rows, total)
-        normalization.centre(rows, total, moments)
+        normalization.sum_squares(rows, total, moments)
         out = torch.empty_like(rows)
         out += normalization.normalize(rows, out, moments)
     assert out.abs().max() < 1e-2

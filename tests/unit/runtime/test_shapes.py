@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from halocast.runtime.config import ModelConfig
-from halocast.runtime.models.layers import BUILT_IN
 from halocast.runtime.models.network import GraphNetwork, NetworkShape
+from halocast.runtime.models.registry import BUILT_IN
 from halocast.runtime.models.shapes import SELF_LOOP, built_in_specs
 
 

@@ -1,0 +1,187 @@
+"""Graph attention: GAT and GATv2, merged block by block with an online softmax."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from halocast.errors import MisuseError
+from halocast.runtime import attention_kernels, kernels
+from halocast.runtime.attention_types import (
+    AttentionDropout,
+    AttentionState,
+    GatGradients,
+    GatLogits,
+    Gatv2Gradients,
+    Gatv2Logits,
+    Logits,
+)
+from halocast.runtime.block_edges import BlockEdges
+from halocast.runtime.models.blockwise import BlockwiseLayer, MergingRows
+from halocast.runtime.models.layers import glorot
+from halocast.runtime.models.shapes import attention_shape
+
+
+class _Attention(BlockwiseLayer):
+    """What both kinds share: ``z_i = Σ_j a_ij z_j`` by head, heads side by side or (last layer) averaged."""
+
+    name: str
+
+    def __init__(
+        self,
+        dim_in: int,
+        dim_out: int,
+        *,
+        heads: int = 4,
+        average: bool = False,
+        slope: float = 0.2,
+        attention_dropout: float = 0.0,
+        self_loops: bool = True,
+    ) -> None:
+        """average: each head is as wide as the output, which is their mean. self_loops: a row attends to itself as well.
+
+        Raises MisuseError for heads that do not divide the width, and numbers out of range.
+        """
+        super().__init__()
+        if not 0.0 <= attention_dropout < 1.0:
+            raise MisuseError(f"model.options.attention_dropout = {attention_dropout} is out of range; allowed: 0 to below 1")
+        if not 0.0 <= slope <= 1.0:
+            raise MisuseError(f"model.options.slope = {slope} is out of range; allowed: 0 to 1")
+        self._shape = attention_shape(self.name, dim_in, dim_out, heads=heads, average=average)
+        self.heads, self.average, self.slope = heads, average and heads > 1, slope
+        self.attention_dropout, self.self_loop = attention_dropout, self_loops
+        self.head_dim = dim_out if average else dim_out // heads
+        self.bias = nn.Parameter(torch.zeros(dim_out))
+
+    def shape(self) -> dict[str, Any]:
+        return {**self._shape, "self_loop": self.self_loop}
+
+    @property
+    def width(self) -> int:
+        """Columns of all heads."""
+        return self.heads * self.head_dim
+
+    def finish(self, inputs: Tensor | None, reduced: Tensor) -> Tensor:
+        return reduced.view(-1, self.heads, self.head_dim).mean(1) if self.average else reduced
+
+    def start(self, rows: MergingRows) -> None:
+        state = self._state(rows)
+        state.maximum.fill_(-torch.inf)
+        state.sum.zero_()
+        state.out.zero_()
+
+    def merge(self, block: BlockEdges, messages: Tensor, rows: MergingRows, stream: kernels.Stream | None) -> None:
+        values, logits = self._inputs(block, messages, rows)
+        dropout = self._dropout(block, stream)
+        attention_kernels.attend(block.edges, self._state(rows, block.targets), values, logits, dropout=dropout)
+
+    def conclude(self, rows: MergingRows) -> None:
+        attention_kernels.finish_attention(self._state(rows))
+
+    def prepare_backward(self, rows: MergingRows) -> None:
+        logits = self._logits(rows.queries[:0], rows.queries)
+        attention_kernels.pack_targets(self._state(rows), rows.gradient, logits, out=rows.context)
+
+    def merge_backward(
+        self,
+        block: BlockEdges,
+        messages: Tensor | None,
+        rows: MergingRows,
+        target: Tensor | None,
+        stream: kernels.Stream | None,
+        *,
+        accumulate: bool,
+        parameter_gradient: Callable[[nn.Parameter], Tensor],
+    ) -> None:
+        assert messages is not None
+        assert target is not None
+        values, logits = self._inputs(block, messages, rows)
+        attention_kernels.attend_backward(
+            block.edges,
+            rows.context[block.targets],
+            rows.gradient[block.targets],
+            values,
+            logits,
+            self._gradients(target, rows.query_gradient[block.targets], parameter_gradient),
+            dropout=self._dropout(block, stream),
+            accumulate=accumulate,
+        )
+
+    def _inputs(self, block: BlockEdges, messages: Tensor, rows: MergingRows) -> tuple[Tensor, Logits]:
+        return messages[:, : self.width], self._logits(messages[:, self.width :], rows.queries[block.targets])
+
+    def _state(self, rows: MergingRows, targets: slice = slice(None)) -> AttentionState:
+        maximum, total = rows.state.view(2, -1, self.heads)
+        return AttentionState(maximum[targets], total[targets], rows.reduced[targets])
+
+    def _dropout(self, block: BlockEdges, stream: kernels.Stream | None) -> AttentionDropout | None:
+        if stream is None or self.attention_dropout == 0.0:
+            return None
+        dropout = kernels.Dropout(self.attention_dropout, replace(stream, purpose=kernels.PURPOSE_ATTENTION))
+        return AttentionDropout(dropout, block.target_nodes, block.source_nodes)
+
+    @abstractmethod
+    def _logits(self, packed: Tensor, queries: Tensor) -> Logits:
+        """From the half-logits packed behind the messages' values, and the targets' side."""
+
+    @abstractmethod
+    def _gradients(
+        self, target: Tensor, query_gradient: Tensor, parameter_gradient: Callable[[nn.Parameter], Tensor]
+    ) -> GatGradients | Gatv2Gradients:
+        """Where the gradients of a block go."""
+
+
+class GAT(_Attention):
+    """``l_ij = leaky_relu(a_s · W h_j + a_t · W h_i)``. Source: Veličković et al., ICLR 2018, equations 1 to 6.
+
+    Half-logits are columns of the projection, ``h (W a)``, and travel behind the values: one message a row.
+    """
+
+    name = "gat"
+
+    def __init__(self, dim_in: int, dim_out: int, **options: Any) -> None:
+        super().__init__(dim_in, dim_out, **options)
+        self.weight = nn.Parameter(glorot(dim_in, self.width))
+        self.source_attention = nn.Parameter(glorot(self.heads, self.head_dim))
+        self.target_attention = nn.Parameter(glorot(self.heads, self.head_dim))
+
+    def projection(self) -> Tensor:
+        by_head = self.weight.view(-1, self.heads, self.head_dim)
+        halves = [(by_head * each).sum(-1) for each in (self.source_attention, self.target_attention)]
+        return torch.cat([self.weight, *halves], dim=1)
+
+    def _logits(self, packed: Tensor, queries: Tensor) -> Logits:
+        return GatLogits(packed, queries, slope=self.slope)
+
+    def _gradients(
+        self, target: Tensor, query_gradient: Tensor, parameter_gradient: Callable[[nn.Parameter], Tensor]
+    ) -> GatGradients:
+        return GatGradients(target[:, : self.width], target[:, self.width :], query_gradient)
+
+
+class GATv2(_Attention):
+    """``l_ij = a · leaky_relu(W_s h_j + W_t h_i)``. Source: Brody et al., ICLR 2022, equation 7."""
+
+    name = "gatv2"
+
+    def __init__(self, dim_in: int, dim_out: int, **options: Any) -> None:
+        super().__init__(dim_in, dim_out, **options)
+        self.weight = nn.Parameter(glorot(dim_in, self.width))
+        self.target_weight = nn.Parameter(glorot(dim_in, self.width))
+        self.attention = nn.Parameter(glorot(self.heads, self.head_dim))
+
+    def projection(self) -> Tensor:
+        return torch.cat([self.weight, self.target_weight], dim=1)
+
+    def _logits(self, packed: Tensor, queries: Tensor) -> Logits:
+        return Gatv2Logits(queries, self.attention.data, self.slope)
+
+    def _gradients(
+        self, target: Tensor, query_gradient: Tensor, parameter_gradient: Callable[[nn.Parameter], Tensor]
+    ) -> Gatv2Gradients:
+        return Gatv2Gradients(target, query_gradient, parameter_gradient(self.attention))
