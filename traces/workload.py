@@ -47,6 +47,8 @@ class LayerSpec:
     """A second matrix multiplies the row itself (GraphSAGE)."""
     bias: bool = True
     norm: bool = False
+    batch_norm: bool = False
+    """The norm is batch normalization: its statistics are over the rows of all ranks."""
     activation: bool = True
     dropout: float = 0.0
     residual: bool = False

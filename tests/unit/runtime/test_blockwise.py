@@ -59,7 +59,7 @@ def reference(case: Case, config: RunConfig, dtype: torch.dtype = torch.float64)
         dense_adjacency(graph.nodes, case.edges).to(dtype),
         options=model.options,
         dropout=model.dropout,
-        norm=model.norm == "layer",
+        norm=model.norm,
         residual=model.residual,
         seed=config.seed,
         epoch=EPOCH,

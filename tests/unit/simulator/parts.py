@@ -14,8 +14,12 @@ from halocast.traces.operations import AllReduce, Exchange, Operation
 from halocast.traces.workload import ExactSavings, LayerSpec, PartStatistics, Workload
 
 
-def layer(dim_in: int, dim_out: int, *, last: bool = False) -> LayerSpec:
-    return LayerSpec(dim_in, dim_out, self_loop=True, activation=not last, parameters=dim_in * dim_out + dim_out)
+def layer(dim_in: int, dim_out: int, *, last: bool = False, batch_norm: bool = False) -> LayerSpec:
+    normalized, parameters = batch_norm and not last, dim_in * dim_out + dim_out
+    return LayerSpec(
+        dim_in, dim_out, self_loop=True, norm=normalized, batch_norm=normalized, activation=not last,
+        parameters=parameters + (2 * dim_out if normalized else 0),
+    )  # fmt: skip
 
 
 def workload(
@@ -25,6 +29,7 @@ def workload(
     dims: tuple[int, ...] = (16, 16, 4),
     exact: ExactSavings | None = None,
     overlap: bool = True,
+    batch_norm: bool = False,
 ) -> Workload:
     """`rows` [ranks, ranks]: how many rows rank i sends rank j; every rank owns `own` nodes, half of them marginal."""
     ranks = len(rows)
@@ -44,7 +49,8 @@ def workload(
         )
         for rank in range(ranks)
     )
-    layers = tuple(layer(a, b, last=index == len(dims) - 2) for index, (a, b) in enumerate(pairwise(dims)))
+    last = len(dims) - 2
+    layers = tuple(layer(a, b, last=index == last, batch_norm=batch_norm) for index, (a, b) in enumerate(pairwise(dims)))
     return Workload(layers, parts, exact or ExactSavings.none(), overlap=overlap)
 
 
