@@ -16,11 +16,11 @@ import numpy.typing as npt
 from scipy.optimize import nnls
 
 from halocast.runtime.programs import METHODS
-from halocast.runtime.programs.schedule import Order, schedule_layers
+from halocast.runtime.programs.holdings import holdings
 from halocast.simulator.costs import MemoryCosts
 from halocast.simulator.observations import Configuration, Observation
 from halocast.traces.buffers import plan_arena, walk
-from halocast.traces.operations import Dequantize, Direction, Exchange, Operation, Part
+from halocast.traces.operations import Dequantize, Direction, Exchange, Operation
 from halocast.traces.workload import RankView
 
 Floats = npt.NDArray[np.float64]
@@ -46,36 +46,15 @@ def memory_terms(view: RankView, method: str, epoch: Sequence[Operation] | None 
             unpacked[key] = unpacked.get(key, 0) + each.work.rows * each.work.dim_out * view.value_bytes
     return np.array(
         [
-            1.0, float(arena), float(static_bytes(view)), float(wire), float(bool(unpacked)),
+            1.0, float(arena), float(static_bytes(view, method)), float(wire), float(bool(unpacked)),
             float(max(unpacked.values(), default=0)), float(view.rank == 0),
         ]
     )  # fmt: skip
 
 
-def static_bytes(view: RankView) -> int:
+def static_bytes(view: RankView, method: str) -> int:
     """Bytes of what a rank loads once: adjacency, features, labels, parameters and their optimiser state."""
-    part, value = view.part, view.value_bytes
-    own, rows = part.own, part.own + part.halo
-    nnz = part.nnz_central + part.nnz_marginal
-    adjacency = 4 * (own + nnz) + 16 * own + 4 * part.nnz_halo + 8 * part.halo + 4 * part.boundary
-    identity = 16 * rows + 11 * own  # node ids and degrees; labels and three masks
-    parameters = sum(layer.parameters for layer in view.layers)
-    return adjacency + identity + _feature_bytes(view) + 4 * value * parameters
-
-
-def _feature_bytes(view: RankView) -> int:
-    """Static inputs of the first layer, as the schedule needs them."""
-    part, value, first = view.part, view.value_bytes, schedule_layers(view)[0]
-    total = 0
-    if first.order is Order.AGGREGATED_ONCE:
-        stored = part.stored_values(first.rows, aggregated=True)
-        total += 2 * (4 + value) * stored if part.aggregated_sparse else value * part.rows(first.rows) * part.feature_dim
-        if not view.layers[0].self_weight:
-            return total
-    rows = Part.OWN if first.sends_forward else Part.ALL
-    if part.features_sparse and not view.layers[0].reads_plain_inputs:
-        return total + 2 * (4 + value) * part.stored_values(rows, aggregated=False)
-    return total + value * part.rows(rows) * part.feature_dim
+    return holdings(view, METHODS[method]).total
 
 
 @cache

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 
+from halocast.runtime.config import ModelConfig
+from halocast.runtime.models.shapes import built_in_specs
 from halocast.runtime.programs.adaqp import AdaQP, uniform_bits
 from halocast.runtime.programs.full import FullGraph
 from halocast.runtime.programs.sar import SequentialAggregation
@@ -52,6 +55,15 @@ def workload(
     last = len(dims) - 2
     layers = tuple(layer(a, b, last=index == last, batch_norm=batch_norm) for index, (a, b) in enumerate(pairwise(dims)))
     return Workload(layers, parts, exact or ExactSavings.none(), overlap=overlap)
+
+
+def with_model(load: Workload, layer: str, *, layers: int = 3, hidden: int = 16, classes: int = 5, **options: int) -> Workload:
+    """The same parts under a built-in model."""
+    specs = built_in_specs(
+        ModelConfig(layer=layer, layers=layers, hidden=hidden, options=options), load.parts[0].feature_dim, classes
+    )
+    assert specs is not None
+    return replace(load, layers=specs)
 
 
 def all_to_all(ranks: int, rows: int) -> np.ndarray:
