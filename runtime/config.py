@@ -163,6 +163,8 @@ class RunConfig(Section):
     """Rendezvous port; 0: any free one."""
     plan: str = ""
     """Folder of the plan that the run follows (`halocast plan`): its arrays are read, and its forecast is judged."""
+    memory: str = ""
+    """What a rank may take above its interpreter and libraries, such as 2GB: method and what it keeps are chosen to fit."""
     seed: int = Field(default=0, ge=0, lt=2**64)
     dtype: Literal["float32", "float64"] = "float32"
     timeout_seconds: float = Field(default=300.0, gt=0.0)

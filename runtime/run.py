@@ -300,6 +300,14 @@ def prepare_run_folder(folder: RunFolder, config: RunConfig, shards: ShardSet, *
         raise RunError(f"cannot write run folder {folder.path}: {error.strerror}") from error
 
 
+def add_to_result(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Write more into a run's result; returns all of it."""
+    run_folder = RunFolder(folder)
+    result = {**read_result(run_folder), **facts}
+    write_json(run_folder.result, result)
+    return result
+
+
 def read_result(folder: RunFolder) -> dict[str, Any]:
     try:
         result: dict[str, Any] = json.loads(folder.result.read_text())
