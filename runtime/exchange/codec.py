@@ -394,7 +394,7 @@ def _implementation(tensor: Tensor) -> str | None:
     """
     if kernels.is_native(tensor):
         return "cpu"
-    return "cuda" if tensor.device.type == "cuda" and kernels.has_cuda_codec() else None
+    return "cuda" if tensor.device.type == "cuda" and kernels.has_cuda_kernels() else None
 
 
 def _on_gpu(launch: Callable[..., None], wire: Tensor, count: int, *arguments: Any) -> int:
