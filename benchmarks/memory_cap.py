@@ -82,7 +82,7 @@ def main() -> int:
     if arguments.out:
         arguments.out.write_text(json.dumps({"cap_bytes": size, "graph": GRAPH, "runs": rows}, indent=1) + "\n")
     plain, fitted = rows["plain"], rows["--memory"]
-    return 0 if plain["exit_code"] == 1 and "ran out of memory" in plain["last_line"] and fitted["exit_code"] == 0 else 3
+    return 0 if plain["exit_code"] == 1 and "out of memory" in plain["last_line"] and fitted["exit_code"] == 0 else 3
 
 
 if __name__ == "__main__":
