@@ -83,8 +83,8 @@ class MethodConfig(Section):
     rounding: Literal["stochastic", "nearest", "rotated"] = "stochastic"
     """Of quantised messages: unbiased; to nearest; or unbiased after a random rotation, for rows of 1 and 2 bits."""
     reassign_every: int = Field(default=0, ge=0)
-    """Of quantised messages: epochs from one assignment of widths to the next; 0: a fifth of the run's ("random", "adaptive"), or never (a
-    file; others need its prices)."""
+    """Of quantised messages: epochs from one assignment of widths to the next; 0: a fifth of the run's ("random", "adaptive"),
+    or never (a file; others need its prices)."""
     adaptive: AdaptiveConfig = AdaptiveConfig()
     prefetch: int = Field(default=1, ge=0)
     """sar: rounds in flight while another is computed."""

@@ -210,7 +210,9 @@ class Executor:
         where that is enough. Raises MisuseError where the method sends rows as they are, and for widths that do not fit.
         """
         if self.messages is None:
-            raise MisuseError(f"method {self.method.name} sends rows as they are; widths are for method adaqp, or sar with method.bits")
+            raise MisuseError(
+                f"method {self.method.name} sends rows as they are; widths are for method adaqp, or sar with method.bits"
+            )
         self.messages.install(widths)
         self.view = replace(self.view, bits=self.messages.assignment)
         self.arena_plan = self._plan_arena()

@@ -131,8 +131,9 @@ class Layout(Records):
         device: torch.device | str = "cpu",
         apart: bool = False,
     ) -> Layout:
-        """Lay out messages one after the other, or, `apart`, each at the start of a buffer of its own (see `alone`). widths: uint8 ``[rows]`` on the CPU. counts: (peer, rows) in row order.
+        """Lay out messages one after the other. widths: uint8 ``[rows]`` on the CPU. counts: (peer, rows) in row order.
 
+        apart: each message is at the start of a buffer of its own (see `alone`).
         Rows of width `wire.DROPPED` get no record. A peer without rows gets a message that is a header only. The tensors of
         the layout live on `device`. Raises MisuseError for an unknown width, a wrong length, a peer named twice, and a dim
         that the format cannot express.

@@ -378,9 +378,7 @@ def naming_the_sender(layer: int, direction: Direction, epoch: int, peer: int) -
     try:
         yield
     except codec.WireError as error:
-        raise RunError(
-            f"layer {layer} {direction}, epoch {epoch}: the message of rank {peer} is broken: {error}"
-        ) from error
+        raise RunError(f"layer {layer} {direction}, epoch {epoch}: the message of rank {peer} is broken: {error}") from error
 
 
 def _as_slice(rows: npt.NDArray[np.int64]) -> slice | None:

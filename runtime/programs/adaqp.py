@@ -42,7 +42,7 @@ class ExchangeShape:
     one_sided: bool
     """No value is negative, as after ReLU: a row's minimum is taken to be 0 and not sent."""
     again_out: tuple[int, ...] = ()
-    """Rows of each peer's, its first, that sequential aggregation sends a second time; (): as many as the first time, if any."""
+    """Of each peer's rows the first so many are all that sequential aggregation sends a second time; (): no such limit."""
     again_in: tuple[int, ...] = ()
     """The same of those received."""
 
@@ -111,9 +111,7 @@ class QuantizedLayer(LayerProgram):
         )
         return PeerMessage(peer, rows, size, histogram)
 
-    def histogram(
-        self, bits: ExchangeBits, direction: Direction, peer: int, rows: int, *, incoming: bool
-    ) -> BitHistogram:
+    def histogram(self, bits: ExchangeBits, direction: Direction, peer: int, rows: int, *, incoming: bool) -> BitHistogram:
         """The widths of a peer's message of so many rows."""
         return (bits.incoming if incoming else bits.outgoing)[peer]
 

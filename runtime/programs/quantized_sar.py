@@ -1,8 +1,8 @@
 """Sequential aggregation with quantised messages: AdaQP's widths on the blocks that come, and on the gradients that go.
 
-What is sent to one part is encoded into a buffer of its own. A block takes memory as rows only from when it is visited until that
-is over; on its way, and before its turn, it is as short as its message. Rounding is the same function of seed, epoch, layer,
-direction and node whenever a row is sent, so a block that is fetched a second time is bit for bit what it was.
+What is sent to one part is encoded into a buffer of its own. A block takes memory as rows only while it is visited; on its way,
+and before its turn, it is as short as its message. Rounding is the same function of seed, epoch, layer, direction and node
+whenever a row is sent, so a block that is fetched a second time is bit for bit what it was.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ class QuantizedSequentialAggregation(SequentialAggregation):
 class QuantizedSequentialLayer(SequentialLayer, QuantizedLayer):
     """Blocks are encoded where they are sent, and decoded when it is their turn."""
 
-    def histogram(
-        self, bits: ExchangeBits, direction: Direction, peer: int, rows: int, *, incoming: bool
-    ) -> BitHistogram:
+    def histogram(self, bits: ExchangeBits, direction: Direction, peer: int, rows: int, *, incoming: bool) -> BitHistogram:
         part = self.view.part
         if direction is FORWARD and rows < (part.halo_from if incoming else part.boundary_to)[peer]:
             return (bits.again_incoming if incoming else bits.again_outgoing)[peer]

@@ -42,7 +42,12 @@ GATED = ("tests.support.messages:Gated", {"mean": True})
 
 
 def config_of(
-    parts: int, layer: str = "sage", *, model: dict[str, Any] | None = None, training: dict[str, Any] | None = None, **method: Any
+    parts: int,
+    layer: str = "sage",
+    *,
+    model: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+    **method: Any,
 ) -> RunConfig:
     name, options = {**LAYERS, "gated": GATED}[layer]
     shape = {"layer": name, "options": options, "layers": 3, "hidden": 12, "dropout": 0.3, "norm": "layer", **(model or {})}
@@ -147,7 +152,8 @@ def decoded_blocks(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int, int]
 def fetched_again(answers: list[RankAnswer], rank: int, layer: int, peer: int, *, labelled_only: bool) -> int:
     """Rows of a block that the backward pass of a layer needs once more."""
     view = answers[rank].session.view
-    if view.layers[layer].reduction in ("", "sum") or (layer == 0 and not view.layers[layer].merge_parameters):
+    spec = view.layers[layer]
+    if spec.reduction in ("", "sum") or (layer == 0 and not spec.merge_parameters and not spec.projects):
         return 0  # case 1; or neither messages nor parameters get a gradient: maxima of features
     part, is_last = view.part, layer == len(view.layers) - 1
     return (part.labelled_halo_from if labelled_only and is_last else part.halo_from)[peer]
@@ -156,7 +162,9 @@ def fetched_again(answers: list[RankAnswer], rank: int, layer: int, peer: int, *
 @pytest.mark.parametrize("layer", ["gcn", "gat", "sage-max", "gated"])
 @pytest.mark.parametrize("keep", [False, True, (0, 2)])
 @pytest.mark.parametrize("exact", [NONE, LABELLED])
-@pytest.mark.parametrize(("bits", "rounding"), [(8, "stochastic"), ("random", "stochastic"), (2, "rotated"), (32, "stochastic")])
+@pytest.mark.parametrize(
+    ("bits", "rounding"), [(8, "stochastic"), ("random", "stochastic"), (2, "rotated"), (32, "stochastic")]
+)
 def test_bytes_equal_the_closed_formula(
     bits: int | str, rounding: str, exact: dict[str, bool], keep: Any, layer: str, tmp_path: Path
 ) -> None:
@@ -204,7 +212,8 @@ def test_one_block_is_decoded_at_a_time_and_nothing_is_left(
                 encoded.discard(operation.name)
             if layer == "sage" or not keep:
                 assert len(decoded) <= 1
-            assert len(encoded) <= 2 * (prefetch + 1)  # what goes and what comes, of the rounds in flight
+            pushed = min(prefetch, 1) + 1
+            assert len(encoded) <= 2 * (prefetch + 1) + 2 * pushed  # what goes and what comes, of the rounds in flight
             largest = max(largest, len(decoded))
         assert not decoded
         assert not encoded
@@ -228,13 +237,12 @@ PASSES = 300
 DEVIATIONS = 6.0
 
 
-def assert_unbiased(samples: Tensor, exact: Tensor) -> None:
+def assert_unbiased(samples: Tensor, exact: Tensor, deviation: Tensor) -> None:
     """samples: [passes, ...]. A mean lies within some standard errors of what it estimates."""
     samples, exact = samples.double(), exact.double()
-    error, spread = samples.mean(0) - exact, samples.std(0)
-    assert (spread > 0).any()
-    scale = exact.abs().max()
-    assert (error.abs() <= DEVIATIONS * spread / len(samples) ** 0.5 + 1e-5 * scale).all()
+    assert (samples.std(0) > 0).any()
+    error, rounding = samples.mean(0) - exact, 1e-5 * exact.abs().max()
+    assert (error.abs() <= DEVIATIONS * deviation.double() / len(samples) ** 0.5 + rounding).all()
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -258,7 +266,8 @@ def test_blocks_are_unbiased_over_epochs(layer: str, bits: int, tmp_path: Path, 
     for (_, index, _), (exact, *passes) in seen.items():
         if index == 0:  # its rows are the same in all epochs
             assert len(passes) == PASSES
-            assert_unbiased(torch.stack(passes), exact)
+            step = 1.02 * (exact.amax(1, keepdim=True) - exact.amin(1, keepdim=True)) / (2**bits - 1)  # a bfloat16 of that
+            assert_unbiased(torch.stack(passes), exact, step / 2)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -282,7 +291,7 @@ def test_gradients_are_unbiased_over_epochs(layer: str, bits: int, tmp_path: Pat
         return exact, torch.stack(passes)
 
     for exact, passes in run_ranks(3, work)[0]:
-        assert_unbiased(passes, exact)
+        assert_unbiased(passes, exact, passes.std(0))
 
 
 def one_width(widths: MessageWidths, bits: dict[Any, int]) -> MessageWidths:

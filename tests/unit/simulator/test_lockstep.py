@@ -48,7 +48,7 @@ def random_case(seed, topology, *, most_ranks=8, least_ranks=1, sequential=False
         overlap=bool(rng.random() < 0.6),
     )
     bits, spread = int(rng.choice([0, 1, 2, 8])), float(rng.choice([0.1, 1.0]))
-    work = lowered(load, bits=0 if sequential else bits, sequential=sequential, spread=spread, seed=seed)
+    work = lowered(load, bits=bits, sequential=sequential, spread=spread, seed=seed)
     computing = np.mean([each.seconds.sum() for each in work])
     rate = max(exchanged_bytes(work), 1e3) / computing * 10 ** rng.uniform(-1.0, 1.0)
     # rounds and all-reduces that cost nothing begin at one instant, in another order in each engine

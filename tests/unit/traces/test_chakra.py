@@ -184,11 +184,12 @@ def test_a_recorded_epoch_replays_as_it_ran(run, tmp_path):
     assert sum(sizes.values()) == epoch.messages["bytes_out"].sum()
 
 
+@pytest.mark.parametrize("bits", [0, 4])
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
 @pytest.mark.parametrize("ranks", [3, 4])
-def test_rounds_in_flight_at_once_are_each_depended_on(tmp_path, ranks, prefetch):
+def test_rounds_in_flight_at_once_are_each_depended_on(tmp_path, ranks, prefetch, bits):
     """Method sar: what follows a wait depends on what that round's giver sent, as the program says."""
-    trace, simulation = simulated(tmp_path / "trace", ranks, prefetch=prefetch)
+    trace, simulation = simulated(tmp_path / "trace", ranks, prefetch=prefetch, bits=bits)
     paths = export_chakra(trace, tmp_path / "et")
     assert check_chakra(trace, paths) == []
     for path, work in zip(paths, simulation.work, strict=True):
