@@ -35,7 +35,7 @@ FULL_WIDTH = 32
 """Bits."""
 POSTS = ("Exchange", "Fetch", "AllToAll", "AllReduce", "Upload")
 PLACE = ["epoch", "layer", "direction"]
-"""What the ranks' sides of one all-reduce, or of the exchanges of all rounds, have in common."""
+"""What the ranks' sides of the all-reduces, or of the exchanges, of all rounds have in common."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,16 @@ def told_apart(waits: pd.DataFrame, flights: pd.DataFrame, met: pd.DataFrame) ->
     """
     exchanges = flights.loc[flights["op"] != "AllReduce", ["epoch", "rank", "index", "start_ns"]]
     exchanges = exchanges.rename(columns={"rank": "culprit", "index": "peer_flight"})
-    reduces = flights[flights["op"] == "AllReduce"].sort_values("start_ns").groupby(PLACE, as_index=False).last()
-    reduces = reduces[[*PLACE, "rank", "start_ns"]].rename(columns={"rank": "culprit"})
+    sums = flights[flights["op"] == "AllReduce"]
+    sums = sums.assign(round=rounds(sums))
+    reduces = sums.sort_values("start_ns").groupby([*PLACE, "round"], as_index=False).last()
+    reduces = reduces[[*PLACE, "round", "rank", "start_ns"]].rename(columns={"rank": "culprit"})
+    own_sums = sums[["rank", *PLACE, "index", "round"]].rename(columns={"index": "flight"})
     waits = waits[["rank", *PLACE, "flight", "peer", "start_ns", "wall_ns"]].rename(columns={"start_ns": "began"})
     of_peers = waits[waits["peer"] >= 0].merge(met, how="left", on=["rank", "epoch", "flight", "peer"])
     of_peers = of_peers.rename(columns={"peer": "culprit"}).merge(exchanges, how="left", on=["epoch", "culprit", "peer_flight"])
-    of_all = waits[waits["peer"] < 0].merge(reduces, how="left", on=PLACE)
+    of_all = waits[waits["peer"] < 0].merge(own_sums, how="left", on=["rank", *PLACE, "flight"])
+    of_all = of_all.merge(reduces, how="left", on=[*PLACE, "round"])
     columns = ["rank", *PLACE, "culprit", "began", "start_ns", "wall_ns"]
     found = pd.concat([of_peers[columns].assign(op="Exchange"), of_all[columns].assign(op="AllReduce")], ignore_index=True)
     late = (found["start_ns"] - found["began"]).clip(lower=0).fillna(0.0)

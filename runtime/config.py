@@ -29,7 +29,8 @@ class ModelConfig(Section):
     hidden: int = Field(default=128, ge=1)
     dropout: float = Field(default=0.5, ge=0.0, lt=1.0)
     """On the output of every hidden layer."""
-    norm: Literal["none", "layer"] = "none"
+    norm: Literal["none", "layer", "batch"] = "none"
+    """After every hidden layer; "batch": over all nodes of the graph, on however many ranks."""
     residual: bool = False
     """Add a layer's input to its pre-activation wherever the widths agree."""
     options: dict[str, Any] = {}

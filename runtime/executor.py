@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from halocast.errors import MisuseError
 from halocast.runtime import kernels
 from halocast.runtime.adjacency import Adjacency, Aggregation
+from halocast.runtime.batchnorm import BatchNormalization
 from halocast.runtime.clock import Clock, ThreadClock
 from halocast.runtime.exchange.quantized import MessageWidths, QuantizedMessages
 from halocast.runtime.exchange.separate import SeparateMessages
@@ -113,6 +114,8 @@ class RankData:
     """[own] int64, or uint8 [own, classes]."""
     train_rows: Tensor
     """int64 own rows that are trained on."""
+    nodes: int
+    """Of the whole graph."""
     loss_scale: float
     """1 / number of terms of the mean loss over all ranks."""
 
@@ -169,6 +172,9 @@ class Executor:
             None if network.norm(index) is None else torch.empty(2, self._rows.total, dtype=dtype, device=device)
             for index in range(len(network.layers))
         ]
+        self._batch_norms = {
+            index: self._batch_normalization(index) for index in range(len(network.layers)) if network.batch_norm(index)
+        }
         self._merging = Merging(
             view, network, data.adjacency, data.features, self.buckets, lambda: self._buffers, self._layer_stream
         )
@@ -198,6 +204,9 @@ class Executor:
             Stage.INPUTS: self._inputs_backward,
             Stage.SELF_INPUTS: self._self_inputs_backward,
             Stage.WEIGHTS: self._weights_backward,
+            Stage.SUMS: self._sums,
+            Stage.SQUARES: self._squares,
+            Stage.NORMALIZE: self._normalize,
         }
 
     def _plan_arena(self) -> ArenaPlan:
@@ -397,6 +406,8 @@ class Executor:
             self._product(operation.source, rows, layer.self_weight, z, accumulate=True)
         if spec.residual:
             z.add_(self._buffers[operation.source][rows])
+        if spec.batch_norm:  # it needs all rows of all ranks: see `_normalize`
+            return
         kernels.epilogue_forward(
             z,
             self._buffers[operation.output][rows],
@@ -437,6 +448,8 @@ class Executor:
     def _activation_backward(self, operation: Transform, rows: slice) -> None:
         index = operation.layer
         spec, norm, bias = self.view.layers[index], self.network.norm(index), self._bias(index)
+        if (batch_norm := self.network.batch_norm(index)) is not None:
+            bias = batch_norm.bias  # the last thing added; what comes before it is for `_normalize`
         normalization = self._normalization(index, rows)
         kernels.epilogue_backward(
             self._buffers[operation.gradient][rows],
@@ -454,15 +467,54 @@ class Executor:
             **self._dropout(index, rows),
         )
 
+    # -- batch normalization ------------------------------------------------------------------------------------
+
+    def _batch_normalization(self, index: int) -> BatchNormalization:
+        norm = self.network.batch_norm(index)
+        assert norm is not None
+        return BatchNormalization(norm, self._bias(index), nodes=self.data.nodes, own=self._rows.own)
+
+    def _sums(self, operation: Transform, rows: slice) -> None:
+        batch_norm, z = self._batch_norms[operation.layer], self._buffers[operation.preactivation][rows]
+        if operation.direction is Direction.FORWARD:
+            batch_norm.sum_rows(z, self._buffers[operation.target])
+            return
+        norm, bias = self.network.batch_norm(operation.layer), self._bias(operation.layer)
+        assert norm is not None
+        gradient, sums = self._buffers[operation.gradient][rows], self._buffers[operation.target]
+        batch_norm.sum_gradients(gradient, z, self.buckets[norm.bias], self.buckets[norm.weight], sums)
+        if bias is not None:
+            self.buckets[bias].zero_()
+
+    def _squares(self, operation: Transform, rows: slice) -> None:
+        total, moments = self._buffers[operation.source], self._buffers[operation.target]
+        self._batch_norms[operation.layer].sum_squares(self._buffers[operation.preactivation][rows], total, moments)
+
+    def _normalize(self, operation: Transform, rows: slice) -> None:
+        index = operation.layer
+        batch_norm, z = self._batch_norms[index], self._buffers[operation.preactivation][rows]
+        if operation.direction is Direction.BACKWARD:
+            batch_norm.propagate(self._buffers[operation.gradient][rows], z, self._buffers[operation.source])
+            return
+        out = self._buffers[operation.output][rows]
+        if self._context.training:
+            bias = batch_norm.normalize(z, out, self._buffers[operation.source])
+        else:
+            bias = batch_norm.normalize_by_running_statistics(z, out)
+        relu = self.view.layers[index].activation
+        kernels.epilogue_forward(out, out, bias=bias, relu=relu, **self._dropout(index, rows))
+
+    # -- backward of the matrix products ------------------------------------------------------------------------
+
     def _inputs_backward(self, operation: Transform, rows: slice) -> None:
         weight = self._linear(operation.layer).weight
         torch.mm(self._buffers[operation.gradient][rows], weight.t(), out=self._buffers[operation.target][rows])
 
     def _self_inputs_backward(self, operation: Transform, rows: slice) -> None:
         gradient, target = self._buffers[operation.gradient][rows], self._buffers[operation.target][rows]
-        self_weight = self._linear(operation.layer).self_weight
-        if self_weight is not None:
-            target.addmm_(gradient, self_weight.t())
+        layer = self.network.layers[operation.layer]
+        if isinstance(layer, LinearAggregation) and layer.self_weight is not None:
+            target.addmm_(gradient, layer.self_weight.t())
         if self.view.layers[operation.layer].residual:
             target.add_(gradient)
 
@@ -590,7 +642,8 @@ class Executor:
         return {each.peer: self._rows_of_peer(buffer, each.peer, in_place=in_place)[: each.rows] for each in messages}
 
     def _all_reduce(self, operation: AllReduce) -> Flight:
-        return self.transport.start_all_reduce(self.buckets.flat[operation.layer])
+        values = self._buffers[operation.source] if operation.source else self.buckets.flat[operation.layer]
+        return self.transport.start_all_reduce(values)
 
     def _wait(self, operation: Wait) -> None:
         operation.flight.wait(operation.peer)
@@ -604,6 +657,8 @@ class Executor:
         self.buckets.loss.fill_(total * self.data.loss_scale)
 
     def _step(self, operation: Step) -> None:
+        for batch_norm in self._batch_norms.values():
+            batch_norm.update_running_statistics()
         self.optimizer.step()
 
 

@@ -6,8 +6,11 @@ import json
 import os
 import re
 import shutil
+import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +22,26 @@ from halocast.runtime import kernels
 from halocast.runtime.bits.pricing import has_prices
 from halocast.runtime.bits.rules import FileRule
 from halocast.runtime.checkpoint import checkpoints, read_progress
-from halocast.runtime.config import RunConfig, without_none
+from halocast.runtime.config import MethodConfig, RunConfig, without_none
+from halocast.runtime.exchange.alarm import Alarm, StoppedError, open_store
+from halocast.runtime.exchange.transport import Store
 from halocast.runtime.footprint import FootprintMeter
 from halocast.runtime.graph.aggregated import DENSE_FROM
 from halocast.runtime.graph.shard import ShardSet, open_shards
 from halocast.runtime.graph.store import find_shards
 from halocast.runtime.launch import HostSpec, RankFailure, launch_local
 from halocast.runtime.launch_context import LaunchContext
+from halocast.runtime.memory_limit import human_size, limits_here, oom_kills
 from halocast.runtime.models.blockwise import BlockwiseLayer
 from halocast.runtime.models.layers import LinearAggregation
 from halocast.runtime.models.registry import build_layer
+from halocast.runtime.out_of_memory import OutOfMemoryError, describe_cap, is_out_of_memory, out_of_memory
 from halocast.runtime.planned import plan_of
 from halocast.runtime.programs.schedule import Order, schedule_layers
 from halocast.runtime.session import build_network, build_view, find_method, width_rule, with_first_bits
 from halocast.runtime.testbed import require_testbed
 from halocast.runtime.trainer import Event, RunFolder, write_json, write_text
-from halocast.runtime.worker import run_identity, run_rank, take_place, threads_per_rank
+from halocast.runtime.worker import patience_s, run_identity, run_rank, take_place, threads_per_rank
 from halocast.traces.buffers import summarize, walk
 from halocast.traces.operations import Part
 from halocast.traces.wire import CODED_WIDTHS
@@ -58,8 +65,9 @@ def train(
     hosts = check(config)
     warn_of_slow_kernels(emit)
     run_folder = open_run_folder(config, folder, resume=resume, force=force)
-    shards = find_shards(config, lambda text: emit({"event": "step", "text": text}))
+    shards = _shards_of(config, emit)
     prepare_run_folder(run_folder, config, shards, resume=resume)
+    killed_before = oom_kills()
     try:
         launch_local(
             "halocast.runtime.worker",
@@ -78,8 +86,25 @@ def train(
     except RankFailure as error:
         if error.exit_code == MisuseError.exit_code:
             raise
-        raise type(error)(error.rank, f"{error.cause}{_way_out(run_folder)}", error.exit_code, error.signal) from error
+        cause, starved = error.cause, error.out_of_memory
+        if error.signal == signal.SIGKILL and oom_kills() > killed_before:
+            cause, starved = f"was killed by the kernel, out of memory: {describe_cap(limits_here())}", True
+        advice = memory_advice(config, shards) if starved else ""
+        raise RankFailure(error.rank, f"{cause}{advice}{_way_out(run_folder)}", error.exit_code, error.signal) from error
     return read_result(run_folder)
+
+
+def _shards_of(config: RunConfig, emit: Emit) -> ShardSet:
+    """The run's shards; raises OutOfMemoryError where there is no room for the whole graph, which this takes."""
+    try:
+        return find_shards(config, lambda text: emit({"event": "step", "text": text}))
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"loading and cutting '{config.graph}' {out_of_memory(error)}; one process holds the whole graph for it: "
+            "lift the cap, or give it a machine with more memory"
+        ) from error
 
 
 def train_as_rank(
@@ -90,18 +115,48 @@ def train_as_rank(
     resume: bool = False,
     force: bool = False,
     emit: Emit = lambda event: None,
+    leave: Callable[[StoppedError], None],
 ) -> dict[str, Any] | None:
-    """One rank under torchrun or srun; rank 0 prepares folder and shards for all. Returns the result on rank 0."""
+    """One rank under torchrun or srun; rank 0 prepares folder and shards for all. Returns the result on rank 0.
+
+    `leave` is called from another thread where another rank has failed: it should end this process, whatever that waits for.
+    Raises StoppedError where this rank learns of another's failure by itself.
+    """
     meter = FootprintMeter()
+    train_here = partial(_train_here, config, folder, context, meter, resume=resume, force=force, emit=emit)
+    if context.world_size == 1:
+        return train_here(None, lambda: None)
+    store = open_store(context, patience_s(config))
+    alarm = Alarm(store, context.rank, context.world_size, leave)
+    try:
+        return train_here(store, alarm.close)
+    except BaseException as error:
+        raise alarm.settle(error) from error
+    finally:
+        alarm.close()
+
+
+def _train_here(
+    config: RunConfig,
+    folder: Path,
+    context: LaunchContext,
+    meter: FootprintMeter,
+    store: Store | None,
+    before_leaving: Callable[[], None],
+    *,
+    resume: bool,
+    force: bool,
+    emit: Emit,
+) -> dict[str, Any] | None:
     if check(config).shaped:
         raise MisuseError(f"hosts = '{config.hosts}' is for ranks that halocast starts; under {context.launcher} leave it out")
-    place = take_place(config, context)
+    place = take_place(config, context, store)
     warn_of_slow_kernels(emit)
     message: dict[str, Any] = {}
     if context.rank == 0:
         try:
             run_folder = open_run_folder(config, folder, resume=resume, force=force)
-            shards = find_shards(config, lambda text: emit({"event": "step", "text": text}))
+            shards = _shards_of(config, emit)
             prepare_run_folder(run_folder, config, shards, resume=resume)
             message = {"shards": str(shards.folder)}
         except HalocastError as error:
@@ -113,7 +168,12 @@ def train_as_rank(
         raise (MisuseError if message["exit_code"] == MisuseError.exit_code else RunError)(message["error"])
     run_folder = RunFolder(folder)
     shards = open_shards(Path(message["shards"]))
-    run_rank(config, run_folder, shards, place, meter, resume=resume, emit=emit)
+    try:
+        run_rank(config, run_folder, shards, place, meter, resume=resume, emit=emit, before_leaving=before_leaving)
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(f"{out_of_memory(error)}{memory_advice(config, shards)}") from error
     return read_result(run_folder) if context.rank == 0 else None
 
 
@@ -294,6 +354,8 @@ class RankEstimate:
     parameters: int
     exchange_per_epoch: int
     reduce_per_epoch: int
+    edge_data: int = 0
+    """Edge features and types, mapped from the disk; not in `memory`, since only layers that use them load them."""
 
     @property
     def memory(self) -> int:
@@ -303,7 +365,26 @@ class RankEstimate:
 def estimate(config: RunConfig, report: Callable[[str], None] = lambda text: None) -> list[RankEstimate]:
     """Memory and bytes per rank, from the shards' statistics and the program; nothing is trained."""
     check(config)
-    shards = find_shards(config, report)
+    return estimate_of_shards(config, find_shards(config, report))
+
+
+def memory_advice(config: RunConfig, shards: ShardSet) -> str:
+    """What a run that ran out of memory needs, and what needs less; begins with a semicolon."""
+    ways = "use more --ranks"
+    with suppress(MisuseError):
+        if config.method.name != "sar":
+            _check_method(config.model_copy(update={"method": MethodConfig(name="sar")}))
+            ways += ", or --method sar"
+    try:
+        largest = max(estimate_of_shards(config, shards), key=lambda each: each.memory)
+    except (HalocastError, MemoryError, RuntimeError, OSError):  # there may be no room for that either
+        return f"; {ways} (halocast train --dry-run says what a rank needs)"
+    needs = f"rank {largest.rank} needs about {human_size(largest.memory)} beside what Python and torch take (--dry-run)"
+    return f"; {needs}: {ways}"
+
+
+def estimate_of_shards(config: RunConfig, shards: ShardSet) -> list[RankEstimate]:
+    """The same of shards that are there."""
     graph = shards.graph
     network = build_network(config, int(graph["feature_dim"]), int(graph["classes"]))
     method = find_method(config.method.name)
@@ -324,6 +405,7 @@ def estimate(config: RunConfig, report: Callable[[str], None] = lambda text: Non
                 parameters=values * view.value_bytes * (2 + optimizer_states),
                 exchange_per_epoch=summary.exchange_bytes,
                 reduce_per_epoch=summary.reduce_bytes,
+                edge_data=_edge_bytes(view),
             )
         )
     return estimates
@@ -334,6 +416,13 @@ def _structure_bytes(view: RankView) -> int:
     part = view.part
     entries = part.nnz_central + part.nnz_marginal + part.own + part.nnz_halo
     return 4 * entries + 8 * (4 * part.own + 2 * part.halo + 2 * (part.own + part.halo))
+
+
+def _edge_bytes(view: RankView) -> int:
+    """float32 features and int32 types of every entry, and the int64 places of those of the halo rows."""
+    part = view.part
+    columns = part.edge_dim + (part.relations > 0)
+    return 4 * columns * (part.nnz_central + part.nnz_marginal + part.own) + (8 * part.nnz_halo if columns else 0)
 
 
 def _feature_bytes(view: RankView) -> int:

@@ -220,6 +220,7 @@ def build_session(
         boundary=torch.from_numpy(shard.boundary).to(device),
         labels=labels,
         train_rows=masks["train"].nonzero().flatten().to(device),
+        nodes=int(graph["nodes"]),
         loss_scale=1.0 / terms,
     )
     optimizer = build_optimizer(config, network)

@@ -1,8 +1,8 @@
 """How a rank tells its launcher that it lives or why it failed, and how the launcher names one cause among many.
 
 A rank holds two files, named in its environment: one it touches as it makes progress, one it writes a single line of
-JSON to before it fails: ``{"rank", "message", "exit_code", "primary"}``. When one rank dies its peers fail too, with
-lost connections; those reports are *secondary* and never hide the first cause.
+JSON to before it fails: ``{"rank", "message", "exit_code", "primary", "out_of_memory"}``. When one rank dies its peers fail
+too, with lost connections; those reports are *secondary* and never hide the first cause.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import re
 import signal
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from halocast.errors import HalocastError, RunError
+from halocast.runtime.out_of_memory import says_out_of_memory
 
 ERROR_FILE = "HALOCAST_ERROR_FILE"
 HEARTBEAT_FILE = "HALOCAST_HEARTBEAT_FILE"
@@ -32,12 +33,15 @@ _LOST_PEER = re.compile(
 class RankFailure(RunError):
     """A rank of a local run failed; `exit_code` is what it asked for (2: misuse), `signal` what killed it, if any."""
 
-    def __init__(self, rank: int, cause: str, exit_code: int = 1, killed_by: int | None = None) -> None:
+    def __init__(
+        self, rank: int, cause: str, exit_code: int = 1, killed_by: int | None = None, *, out_of_memory: bool = False
+    ) -> None:
         super().__init__(f"rank {rank} {cause}")
         self.rank = rank
         self.cause = cause
         self.exit_code = exit_code
         self.signal = killed_by
+        self.out_of_memory = out_of_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class Report:
     message: str
     exit_code: int = 1
     primary: bool = True
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +74,13 @@ def heartbeat() -> None:
             os.utime(path)
 
 
-def report_failure(message: str, *, exit_code: int = 1, primary: bool = True) -> None:
+def report_failure(message: str, *, exit_code: int = 1, primary: bool = True, out_of_memory: bool = False) -> None:
     """Leave the reason of this rank's coming failure for the launcher; does nothing without one."""
     path = os.environ.get(ERROR_FILE)
     if not path:
         return
     rank = int(os.environ.get("RANK", "0"))
-    line = json.dumps({"rank": rank, "message": first_line(message), "exit_code": exit_code, "primary": primary})
+    line = json.dumps(asdict(Report(rank, first_line(message), exit_code, primary, out_of_memory)))
     temporary = Path(f"{path}.part")
     with suppress(OSError):  # no disk left for the reason: the launcher falls back on the log
         temporary.write_text(line + "\n", encoding="utf-8")
@@ -96,7 +101,13 @@ def read_report(path: Path) -> Report | None:
     """Return the report in `path`; None where a rank wrote none, or none that can be read."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        return Report(int(fields["rank"]), str(fields["message"]), int(fields["exit_code"]), bool(fields["primary"]))
+        return Report(
+            int(fields["rank"]),
+            str(fields["message"]),
+            int(fields["exit_code"]),
+            bool(fields["primary"]),
+            bool(fields["out_of_memory"]),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -123,14 +134,24 @@ def choose_cause(deaths: Iterable[Death]) -> RankFailure:
 def _precedence(death: Death) -> int:
     if death.report is not None:
         return 1 if death.report.primary else 3
-    if death.returncode < 0:
+    if death.returncode < 0 and not _starved(death):
         return 2 if death.returncode == -signal.SIGABRT else 0
     return 3 if is_lost_peer(death.last_words) else 1
 
 
+def _starved(death: Death) -> bool:
+    """Whether a rank without a report ran out of memory: C++ aborts, and who cannot even import leaves only its log."""
+    return (death.returncode > 0 or death.returncode == -signal.SIGABRT) and says_out_of_memory(death.last_words)
+
+
 def _failure(death: Death) -> RankFailure:
     if death.report is not None:
-        return RankFailure(death.rank, f"failed: {first_line(death.report.message)}", death.report.exit_code)
+        message = first_line(death.report.message)
+        if death.report.out_of_memory:
+            return RankFailure(death.rank, message, death.report.exit_code, out_of_memory=True)
+        return RankFailure(death.rank, f"failed: {message}", death.report.exit_code)
+    if _starved(death):
+        return RankFailure(death.rank, f"ran out of memory: {death.last_words}", out_of_memory=True)
     if death.returncode < 0:
         number = -death.returncode
         return RankFailure(death.rank, f"was killed by signal {number} ({_signal_name(number)})", killed_by=number)

@@ -25,10 +25,11 @@ from halocast.runtime.checkpoint import RunIdentity
 from halocast.runtime.clock import Clock, clock_of
 from halocast.runtime.config import RunConfig
 from halocast.runtime.exchange.clocks import measure_clock_offset
-from halocast.runtime.exchange.transport import LocalTransport, LostPeerError, Transport, connect
+from halocast.runtime.exchange.transport import LocalTransport, LostPeerError, Store, Transport, connect
 from halocast.runtime.footprint import FootprintMeter
 from halocast.runtime.graph.shard import ShardSet, open_shards
 from halocast.runtime.launch_context import LaunchContext, detect_launch_environment
+from halocast.runtime.out_of_memory import is_out_of_memory, out_of_memory
 from halocast.runtime.planned import compare_with_plan, plan_of
 from halocast.runtime.recording import record_rows
 from halocast.runtime.session import RankSession, build_session, message_table, use_threads, width_rule
@@ -56,10 +57,13 @@ def main(arguments: list[str]) -> int:
     except LostPeerError as error:
         report_failure(str(error), primary=False)
         return 1
-    except OSError as error:
-        report_failure(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
-        return 1
     except BaseException as error:
+        if is_out_of_memory(error):
+            report_failure(str(out_of_memory(error)), out_of_memory=True)
+            return 1
+        if isinstance(error, OSError):
+            report_failure(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+            return 1
         report_exception(error)
         if isinstance(error, HalocastError):
             return error.exit_code
@@ -86,8 +90,8 @@ class Place:
     local_ranks: int
 
 
-def take_place(config: RunConfig, context: LaunchContext | None) -> Place:
-    """Join the process group that the launcher describes; one rank alone needs none, unless a back end is asked for."""
+def take_place(config: RunConfig, context: LaunchContext | None, store: Store | None = None) -> Place:
+    """Join the process group of `store`, or the launcher's; one rank alone needs none, unless a back end is asked for."""
     backend = None if config.backend == "auto" else config.backend
     if context is None:
         device = cuda_or_cpu(config, 0)
@@ -98,10 +102,15 @@ def take_place(config: RunConfig, context: LaunchContext | None) -> Place:
     device = cuda_or_cpu(config, context.local_rank)
     clock = clock_of(device)
     os.environ.update(context.variables)
-    # longer than the launcher's patience: it knows which rank hangs, while the others only know whom they wait for
-    patience = 1.5 * config.timeout_seconds + 10.0
-    transport = connect(context.world_size, context.rank, device, clock, backend=backend, timeout_s=patience)
+    transport = connect(
+        context.world_size, context.rank, device, clock, backend=backend, timeout_s=patience_s(config), store=store
+    )
     return Place(transport, device, clock, context.local_world_size)
+
+
+def patience_s(config: RunConfig) -> float:
+    """Longer than the launcher's: it knows which rank hangs, while the others only know whom they wait for."""
+    return 1.5 * config.timeout_seconds + 10.0
 
 
 def run_rank(
@@ -113,8 +122,9 @@ def run_rank(
     *,
     resume: bool,
     emit: Emit,
+    before_leaving: Callable[[], None] = lambda: None,
 ) -> None:
-    """Everything one rank does once it has joined the others."""
+    """Everything one rank does once it has joined the others; `before_leaving` is called before rank 0 may go."""
     transport, device = place.transport, place.device
     use_threads(threads_per_rank(config, place.local_ranks))
     plan = plan_of(config) if transport.rank == 0 else None  # now: what comes of the forecast is said when all is done
@@ -152,6 +162,8 @@ def run_rank(
         on_step("recording what messages look like")
         table = message_table(config, session.network, shards, transport.rank)
         write_rows(folder.trace, transport.rank, record_rows(session, table, transport, trainer.progress.epoch))
+    if transport.rank:
+        before_leaving()
     transport.close()
 
 
@@ -231,6 +243,7 @@ def trace_manifest(
             overlap=view.overlap,
             threads=torch.get_num_threads(),
             prefetch=view.prefetch,
+            kept_layers=view.kept_layers,
         ).to_json(),
         clock_offsets=tuple(ClockOffset(**rank["offset"]) for rank in ranks),
         date=date.today().isoformat(),

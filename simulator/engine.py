@@ -29,7 +29,7 @@ from halocast.traces.operations import Keep as KeepBuffer
 
 Floats = npt.NDArray[np.float64]
 Key = tuple[int, str, int, Direction]
-"""(epoch, "exchange" or "reduce", layer, direction): what all ranks call one exchange."""
+"""(epoch, "exchange" or "reduce" and the round, layer, direction): what all ranks call one exchange."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +81,16 @@ class RankWork:
 
     @cached_property
     def rounds(self) -> Mapping[int, int]:
-        """By the index of an Exchange: how many of its layer and direction came before it; ranks meet in the same one."""
-        met: Counter[tuple[int, Direction]] = Counter()
+        """By the index of an Exchange (or AllReduce): how many of its layer and direction came before it; ranks meet in the
+        same one.
+        """
+        met: Counter[tuple[type[Operation], int, Direction]] = Counter()
         rounds = {}
         for index, operation in enumerate(self.operations):
-            if isinstance(operation, Exchange):
-                rounds[index] = met[operation.layer, operation.direction]
-                met[operation.layer, operation.direction] += 1
+            if isinstance(operation, Exchange | AllReduce):
+                place = type(operation), operation.layer, operation.direction
+                rounds[index] = met[place]
+                met[place] += 1
         return rounds
 
 
@@ -392,7 +395,7 @@ class _Run:
 
     def _start_reduction(self, rank: int, epoch: int, index: int, operation: AllReduce) -> _Flight:
         """It sets off when the last rank is there."""
-        key = (epoch, "reduce", operation.layer, operation.direction)
+        key = (epoch, f"reduce {self.work[rank].rounds[index]}", operation.layer, operation.direction)
         posted = self.flights.setdefault(key, {})
         flight = _Flight({-1: 1}, index=index, rank=rank)
         posted[rank] = flight

@@ -161,6 +161,7 @@ def _configuration(
         graph=graph,
         fingerprint=fingerprint,
         model=f"{model['layer']} {workload.layers[0].dim_in}x{widths} exact {exact}"
+        + (" batch norm" if any(layer.batch_norm for layer in workload.layers) else "")
         + ("" if workload.overlap else " no overlap")
         + (f" prefetch {workload.prefetch}" if method["name"] == "sar" else ""),
         ranks=workload.world_size,

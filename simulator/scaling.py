@@ -174,6 +174,8 @@ class PartitionScaling:
                 feature_nnz=_triple(stored["feature_nnz"][part]),
                 aggregated_sparse=self.sample.aggregated_sparse,
                 aggregated_nnz=_triple(stored["aggregated_nnz"][part]),
+                edge_dim=self.sample.edge_dim,
+                relations=self.sample.relations,
             )
             for part in range(parts)
         ]

@@ -282,7 +282,8 @@ def _exchanges(work: Sequence[RankWork]) -> dict[tuple[int, str, int], list[tupl
     for each in work:
         for index, turn in each.rounds.items():
             operation = each.operations[index]
-            found[operation.layer, str(operation.direction), turn].append((each, index))
+            if isinstance(operation, Exchange):
+                found[operation.layer, str(operation.direction), turn].append((each, index))
     return found
 
 

@@ -48,7 +48,7 @@ class DenseModel:
 
     layer: str
     dropout: float
-    norm: bool
+    norm: str
     residual: bool
     seed: int
 
@@ -78,8 +78,12 @@ def dense_loss(
     labels: Tensor,
     train_mask: Tensor,
     epoch: int,
+    running: dict[int, tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
-    """Mean training loss of one forward pass; `parameters` has weight, bias, self_weight?, gamma?, beta? a layer."""
+    """Mean training loss of one forward pass; `parameters` has weight, bias, self_weight?, gamma?, beta? a layer.
+
+    `running`: by layer (mean, variance) that batch normalization moves on, in place.
+    """
     hidden = features
     for index, layer in enumerate(parameters):
         z = matrix @ hidden @ layer["weight"] + layer["bias"]
@@ -90,8 +94,11 @@ def dense_loss(
         if index == len(parameters) - 1:
             hidden = z
             break
-        if model.norm:
+        if model.norm == "layer":
             z = functional.layer_norm(z, z.shape[1:], layer["gamma"], layer["beta"])
+        elif model.norm == "batch":
+            mean, variance = (running or {}).get(index, (None, None))
+            z = functional.batch_norm(z, mean, variance, layer["gamma"], layer["beta"], training=True)
         hidden = z.relu()
         if model.dropout:
             words = philox_words(model.seed, epoch, index, np.arange(len(hidden)), hidden.shape[1])

@@ -104,7 +104,7 @@ def dense_epoch(
     *,
     options: Mapping[str, Any],
     dropout: float,
-    norm: bool,
+    norm: str,
     residual: bool,
     seed: int,
     epoch: int,
@@ -120,8 +120,10 @@ def dense_epoch(
         if index == last:
             hidden = z
             break
-        if norm:
+        if norm == "layer":
             z = functional.layer_norm(z, z.shape[1:], layer["gamma"], layer["beta"])
+        elif norm == "batch":
+            z = functional.batch_norm(z, None, None, layer["gamma"], layer["beta"], training=True)
         hidden = z.relu()
         if dropout:
             words = philox_words(seed, epoch, index, np.arange(len(hidden)), hidden.shape[1])

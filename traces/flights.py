@@ -80,8 +80,8 @@ def peers_flights(messages: pd.DataFrame) -> pd.DataFrame:
 
 
 def rounds(exchanges: pd.DataFrame) -> pd.Series:
-    """How many exchanges of a span's rank and place came before it in the epoch; ranks meet in the same one.
+    """How many exchanges (or all-reduces) of a span's rank and place came before it in the epoch; ranks meet in the same one.
 
-    `exchanges`: spans of Exchange, a row each.
+    `exchanges`: spans of Exchange, or of AllReduce, a row each.
     """
     return exchanges.sort_values("index").groupby(["rank", *PLACE]).cumcount().reindex(exchanges.index)

@@ -42,6 +42,9 @@ class Stage(StrEnum):
     INPUTS = "inputs"  # gradient of the matrix product's left side
     SELF_INPUTS = "self_inputs"  # the self connection's share of the input gradient, accumulated
     WEIGHTS = "weights"  # gradients of the layer's matrices
+    SUMS = "sums"  # batch norm: column sums of z; backward: of g and g x̂
+    SQUARES = "squares"  # batch norm: column sums of z − mean and of its square
+    NORMALIZE = "normalize"  # batch norm, activation, dropout; backward: through batch norm alone, in place
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +202,15 @@ class Exchange(Operation):
 
 @dataclass(frozen=True, slots=True)
 class AllReduce(Operation):
-    """Start summing one bucket of gradients over all ranks. Does not block; the value sent back is a flight."""
+    """Start summing over all ranks: the layer's bucket of gradients, or the buffer `source`. Does not block; the value sent
+    back is a flight.
+    """
+
+    source: str = field(default="", compare=False)
+
+    @property
+    def detail(self) -> str:
+        return "statistics" if self.source else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,8 @@ class LayerSpec:
     """A second matrix multiplies the row itself (GraphSAGE)."""
     bias: bool = True
     norm: bool = False
+    batch_norm: bool = False
+    """The norm is batch normalization: its statistics are over the rows of all ranks."""
     activation: bool = True
     dropout: float = 0.0
     residual: bool = False
@@ -128,6 +130,10 @@ class PartStatistics:
     aggregated_sparse: bool = False
     aggregated_nnz: tuple[int, int, int] = (0, 0, 0)
     """The same of the aggregated feature rows; they depend on the model, so the runtime fills them in."""
+    edge_dim: int = 0
+    """Features of every entry of A; 0 where edges have none."""
+    relations: int = 0
+    """Types that an entry of A may have, inverses included; 0 where edges have none."""
 
     @property
     def own(self) -> int:

@@ -7,6 +7,7 @@ carries CPU tensors as they are and CUDA tensors through pinned host buffers; `N
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,10 +17,12 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from torch.distributed import Store as Store  # type: ignore[attr-defined]  # documented, not marked
 
 from halocast.errors import RunError
 from halocast.runtime.clock import Clock, DeviceClock
 
+_GLOO_FRAME = re.compile(r"^\[[^\]]*\.(cc|h):\d+\] ")
 MessageList = Sequence[tuple[int, torch.Tensor]]
 """(peer, contiguous tensor) pairs."""
 
@@ -157,7 +160,9 @@ class CollectiveFlight:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What went wrong, without the line of gloo's source before it and its advice after."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return _GLOO_FRAME.sub("", line).partition(". This is typically caused by")[0]
 
 
 class GlooTransport:
@@ -324,15 +329,23 @@ def _leave(rank: int, world_size: int) -> None:
 
 
 def connect(
-    world_size: int, rank: int, device: torch.device, clock: Clock, *, backend: str | None, timeout_s: float
+    world_size: int,
+    rank: int,
+    device: torch.device,
+    clock: Clock,
+    *,
+    backend: str | None,
+    timeout_s: float,
+    store: Store | None = None,
 ) -> Transport:
-    """Join the process group that the environment describes (MASTER_ADDR, MASTER_PORT as torchrun sets them)."""
+    """Join the process group of `store`, or that the environment describes (MASTER_ADDR, MASTER_PORT as torchrun sets them)."""
     if world_size == 1 and backend is None:
         return LocalTransport()
     backend = backend or "gloo"
     backends = "cpu:gloo,cuda:nccl" if backend == "nccl" else backend  # set-up and metrics are CPU tensors
     try:
-        dist.init_process_group(backends, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s))
+        patience = timedelta(seconds=timeout_s)
+        dist.init_process_group(backends, rank=rank, world_size=world_size, timeout=patience, store=store)
     except (RuntimeError, ValueError) as error:
         raise LostPeerError(f"cannot join the other {world_size - 1} ranks: {_first_line(error)}") from error
     if backend == "nccl":

@@ -10,6 +10,7 @@ from halocast.errors import GraphError
 
 INT32_LIMIT = 2**31 - 1
 NODE_LIMIT = 3_037_000_499  # the largest N whose pair key u·N + v fits 63 bits
+SYMMETRISE = "to take every edge as undirected pass symmetrise=True (--symmetrise)"
 
 IntArray = npt.NDArray[np.integer]
 Structure = tuple[npt.NDArray[np.int64], IntArray]
@@ -48,21 +49,30 @@ def check_range(first: IntArray, second: IntArray, nodes: int, source: str) -> N
         )
 
 
-def check_symmetric(first: IntArray, second: IntArray, nodes: int, source: str) -> None:
+def is_symmetric(first: IntArray, second: IntArray, nodes: int) -> bool:
+    """Whether a list has the reverse of every pair."""
+    return not _without_reverse(first, second, nodes).any()
+
+
+def check_symmetric(first: IntArray, second: IntArray, nodes: int, source: str, remedy: str = SYMMETRISE) -> None:
     """Refuse a list that has a pair without its reverse; GraphError names the first one and the way out."""
-    forward = first.astype(np.int64) * nodes + second
-    backward = second.astype(np.int64) * nodes + first
-    known = np.unique(forward)
-    place = np.minimum(np.searchsorted(known, backward), max(known.size - 1, 0))
-    missing = known[place] != backward if known.size else np.zeros(0, dtype=bool)
+    missing = _without_reverse(first, second, nodes)
     if missing.any():
         at = int(missing.argmax())
         u, v = int(first[at]), int(second[at])
         raise GraphError(
             f"{source}: edges are not symmetric: {u} -> {v} (edge {at}) has no {v} -> {u} "
-            f"({int(missing.sum())} such edges of {first.size}); "
-            "to take every edge as undirected pass symmetrise=True (--symmetrise)"
+            f"({int(missing.sum())} such edges of {first.size}); {remedy}"
         )
+
+
+def _without_reverse(first: IntArray, second: IntArray, nodes: int) -> npt.NDArray[np.bool_]:
+    """Which pairs [pairs] lack their reverse."""
+    forward = first.astype(np.int64) * nodes + second
+    backward = second.astype(np.int64) * nodes + first
+    known = np.unique(forward)
+    place = np.minimum(np.searchsorted(known, backward), max(known.size - 1, 0))
+    return known[place] != backward if known.size else np.zeros(0, dtype=np.bool_)
 
 
 def undirected_pairs(

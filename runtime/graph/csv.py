@@ -1,7 +1,9 @@
 """An edge list in a text file with a table of nodes beside it.
 
 Edge list: CSV, TSV or space-separated, the first two columns being node ids, with or without a header, ``#`` starting a
-comment line. Both directions of every edge are expected; ``symmetrise`` takes each line as an undirected edge.
+comment line. Both directions of every edge are expected; ``symmetrise`` takes each line as an undirected edge. Under a
+header, a column ``relation`` gives each edge its relation by name and columns ``feature:NAME`` its features. A comment line
+``# relations: cites, extends`` declares the relations there are, in their order; without it they are those found, sorted.
 
 Node table (CSV, TSV or Parquet), one row a node: ``id``; ``label`` (integers as they are, anything else numbered in
 sorted order, missing for none) or several ``label:NAME`` columns of zeros and ones for multi-label; optionally
@@ -10,6 +12,7 @@ sorted order, missing for none) or several ``label:NAME`` columns of zeros and o
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +23,7 @@ import pyarrow as pa
 
 from halocast.errors import GraphError, nearest
 from halocast.runtime.graph.adjacency import undirected_pairs
+from halocast.runtime.graph.edges import list_arguments
 from halocast.runtime.graph.graph import Graph, Labels, Mask, random_split, validate
 
 SPLITS = {
@@ -33,6 +37,12 @@ SPLITS = {
 }
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 MULTILABEL_PREFIX = "label:"
+RELATION = "relation"
+FEATURE_PREFIX = "feature:"
+DECLARATION = "relations:"
+ENDPOINTS = frozenset(
+    {"source", "target", "src", "dst", "from", "to", "u", "v", "node1", "node2", "id1", "id2", "node_1", "node_2"}
+)
 READ_ERRORS = (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError, OSError, pa.ArrowException)
 
 
@@ -50,13 +60,13 @@ def load_csv(edges: Path | str, table: Path | str | None = None, *, symmetrise: 
     edges = Path(edges)
     table = Path(table) if table is not None else find_table(edges)
     nodes = _read_table(table)
-    pairs = _node_rows(edges, table, nodes)
-    first, second = undirected_pairs(pairs, len(nodes), str(edges), symmetrise=symmetrise)
+    listed = _node_rows(edges, table, nodes)
+    pairs = undirected_pairs(listed, len(nodes), str(edges), symmetrise=symmetrise)
+    edge_data = list_arguments(listed, len(nodes), *_edge_data(edges))
     labels, label_names = _labels(nodes, table)
     train, val, test = _split(nodes, labels, table)
     graph = Graph.from_edges(
-        first,
-        second,
+        *(listed if edge_data else pairs),
         name=edges.stem,
         features=_features(nodes, table),
         labels=labels,
@@ -65,6 +75,7 @@ def load_csv(edges: Path | str, table: Path | str | None = None, *, symmetrise: 
         test_mask=test,
         meta={"source": f"{edges.name}, {table.name}", "label_names": label_names},
         source=str(edges),
+        **edge_data,
     )
     return validate(graph, str(edges))
 
@@ -120,25 +131,72 @@ def _ids_as_text(table: Path) -> pd.Series[Any]:
 
 
 def _read_edges(path: Path, dtype: type[str] | None = None) -> pd.DataFrame:
+    return _read_columns(path, [0, 1], dtype).set_axis(["source", "target"], axis=1)
+
+
+def _read_columns(path: Path, columns: list[int], dtype: type[str] | None = None) -> pd.DataFrame:
+    """Columns of an edge list by number, ascending."""
     _check_file(path)
     separator, header = _edge_format(path)
     try:
-        edges = pd.read_csv(
+        return pd.read_csv(
             path,
             sep=separator,
             header=0 if header else None,
-            usecols=[0, 1],
+            usecols=columns,
             comment="#",
             dtype=cast(Any, dtype),
             keep_default_na=False,
         )
     except READ_ERRORS as error:
         raise GraphError(f"{path}: cannot be read as an edge list: {' '.join(str(error).split())}") from error
-    return edges.set_axis(["source", "target"], axis=1)
 
 
-def _edge_format(path: Path) -> tuple[str, bool]:
-    """(separator, whether there is a header) of an edge list, from its first line that is no comment.
+def _edge_data(path: Path) -> tuple[npt.NDArray[np.float32] | None, npt.NDArray[np.int32] | None, list[str] | None]:
+    """Features [edges, E], types [edges] and names of the relations, as far as the header names such columns."""
+    _, header = _edge_format(path)
+    features = [at for at, name in enumerate(header) if name.startswith(FEATURE_PREFIX)]
+    rows = _edge_features(path, features) if features else None
+    declared = _declared_relations(path)
+    if RELATION not in header:
+        if declared is not None:
+            raise GraphError(f"{path}: relations are declared, but the header has no column '{RELATION}'")
+        return rows, None, None
+    names = _read_columns(path, [header.index(RELATION)], str).iloc[:, 0].str.strip()
+    if (names == "").any():
+        raise GraphError(f"{path}: edge {int((names == '').to_numpy().argmax())} has no relation; name one for every edge")
+    relations = sorted(names.unique()) if declared is None else declared
+    types = pd.Index(relations).get_indexer(pd.Index(names))
+    if (types < 0).any():
+        at = int((types < 0).argmax())
+        raise GraphError(f"{path}: relation '{names.iloc[at]}' of edge {at} is unknown{nearest(names.iloc[at], relations)}")
+    return rows, types.astype(np.int32), relations
+
+
+def _edge_features(path: Path, columns: list[int]) -> npt.NDArray[np.float32]:
+    table = _read_columns(path, columns)
+    for name in table.columns:
+        if not pd.api.types.is_numeric_dtype(table[name]):
+            wrong = int(pd.to_numeric(table[name], errors="coerce").isna().to_numpy().argmax())
+            raise GraphError(f"{path}: column '{name}' of edge {wrong} is '{table[name].iloc[wrong]}', needed is a number")
+    return table.to_numpy(dtype=np.float32)
+
+
+def _declared_relations(path: Path) -> list[str] | None:
+    """The relations that a comment line above the edges declares; None without one."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in takewhile(lambda line: not line.strip() or line.startswith("#"), file):
+            comment = line.removeprefix("#").strip()
+            if comment.lower().startswith(DECLARATION):
+                names = [name.strip() for name in comment[len(DECLARATION) :].split(",")]
+                if not all(names) or len(set(names)) < len(names):
+                    raise GraphError(f"{path}: '{comment}' must name different relations, with commas between them")
+                return names
+    return None
+
+
+def _edge_format(path: Path) -> tuple[str, list[str]]:
+    """(separator, names of the columns or none of them) of an edge list, from its first line that is no comment.
 
     A header is a line whose first two fields are column names, not ids.
     """
@@ -147,9 +205,8 @@ def _edge_format(path: Path) -> tuple[str, bool]:
     if not line:
         raise GraphError(f"{path}: the edge list is empty")
     separator = next((mark for mark in ("\t", ",", ";") if mark in line), r"\s+")
-    fields = line.replace(separator, " ").lower().split() if separator != r"\s+" else line.lower().split()
-    names = {"source", "target", "src", "dst", "from", "to", "u", "v", "node1", "node2", "id1", "id2", "node_1", "node_2"}
-    return separator, all(field.strip('"') in names for field in fields[:2])
+    fields = [field.strip().strip('"').lower() for field in (line.split() if separator == r"\s+" else line.split(separator))]
+    return separator, fields if all(field in ENDPOINTS for field in fields[:2]) else []
 
 
 def _check_file(path: Path) -> None:

@@ -35,6 +35,8 @@ class DatasetInfo:
     licence: str
     path: str
     embedded: bool
+    edge_dim: int = 0
+    relations: int = 0
 
 
 def search_path() -> list[Path]:
@@ -159,22 +161,25 @@ def _npz_in(folder: Path) -> Iterator[Path]:
 def _describe(path: Path, name: str, *, embedded: bool) -> DatasetInfo | None:
     """A file's facts from its headers and small arrays; None for anything but a readable static graph."""
     from halocast.runtime.graph.graph import choose_metric, count_classes
-    from halocast.runtime.graph.npz import SPARSE_FEATURES, open_npz, read_meta
+    from halocast.runtime.graph.npz import SPARSE_FEATURES, edge_facts, open_npz, read_meta
 
     try:
         with open_npz(path) as archive:
             edges, labels, meta = archive.shape("edge_index"), archive.read("y"), read_meta(archive)
             shape = archive.shape("x") if "x" in archive else tuple(archive.read(SPARSE_FEATURES[-1]).tolist())
+            edge_dim, relations = edge_facts(archive)
+            listed = archive.read("edge_index") if edge_dim or relations else None
     except GraphError:
         return None
     if len(edges) != 2 or len(shape) != 2 or labels.ndim not in {1, 2} or labels.dtype.kind not in "iu":
         return None
+    count = edges[1] if listed is None else int((listed[0] < listed[1]).sum())  # edge data may come for both directions
     truth = labels if labels.ndim == 2 else labels.astype(np.int64)
     asked = meta.get("metric")
     return DatasetInfo(
         name=name,
         nodes=shape[0],
-        edges=edges[1],
+        edges=count,
         features=shape[1],
         classes=int(meta.get("classes") or count_classes(truth)),
         multilabel=labels.ndim == 2,
@@ -182,4 +187,6 @@ def _describe(path: Path, name: str, *, embedded: bool) -> DatasetInfo | None:
         licence=str(meta.get("licence", "")),
         path=str(path),
         embedded=embedded,
+        edge_dim=edge_dim,
+        relations=relations,
     )

@@ -22,13 +22,14 @@ import numpy.typing as npt
 
 from halocast.errors import MisuseError
 from halocast.runtime.graph.adjacency import index_dtype, structure_from_keys
+from halocast.runtime.graph.generated_edges import GeneratedEdges
 from halocast.runtime.graph.graph import Graph, default_metric, random_split
 from halocast.runtime.graph.npz import write_npz
 
 CHUNK_EDGES = 1 << 20
 FEATURE_BLOCK = 1 << 14  # rows of features made at once
 LEAST_DISTINCT = 0.25  # below this share of first draws the asked edges hardly fit
-STRUCTURE, EDGES, FEATURES = 0, 1, 2  # independent random streams of one seed
+STRUCTURE, EDGES, FEATURES, EDGE_TYPES, EDGE_FEATURES = range(5)  # independent random streams of one seed
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -50,6 +51,9 @@ class GeneratorSettings:
         features: F.
         feature_signal: length of a class's mean feature vector, in units of the noise's standard deviation.
         seed: same seed, same graph.
+        relations: relations from the lower to the higher id of an edge, drawn evenly; with their inverses the graph has
+            twice as many. 0: untyped.
+        edge_dim: standard normal features of each edge. 0: none.
     """
 
     nodes: int
@@ -63,6 +67,8 @@ class GeneratorSettings:
     features: int = 128
     feature_signal: float = 1.0
     seed: int = 0
+    relations: int = 0
+    edge_dim: int = 0
 
     def __post_init__(self) -> None:
         bounds: dict[str, tuple[float, float]] = {
@@ -77,6 +83,8 @@ class GeneratorSettings:
             "features": (1, 2**31 - 1),
             "feature_signal": (0, float("inf")),
             "seed": (0, 2**63 - 1),
+            "relations": (0, 10_000),
+            "edge_dim": (0, 2**31 - 1),
         }
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
@@ -96,7 +104,9 @@ def generate_graph(nodes: int, average_degree: float, *, chunk_edges: int = CHUN
     """
     asked = GeneratorSettings(nodes, average_degree, **settings)
     layout = _Layout(asked)
-    indptr, indices = structure_from_keys(_sorted_keys(layout, chunk_edges), nodes)
+    keys = _sorted_keys(layout, chunk_edges)
+    indptr, indices = structure_from_keys(keys, nodes)
+    edges = _edges(asked, keys.size).on_entries(keys, nodes)
     train, val, test = random_split(layout.labels, asked.seed)
     return Graph(
         name="generated",
@@ -111,6 +121,9 @@ def generate_graph(nodes: int, average_degree: float, *, chunk_edges: int = CHUN
         multilabel=False,
         metric=default_metric(layout.labels),
         meta={"generator": asdict(asked), "split": f"random 60/20/20, seed {asked.seed}"},
+        edge_features=edges.features,
+        edge_types=edges.types,
+        relations=edges.relations,
     )
 
 
@@ -140,6 +153,7 @@ def write_generated(
         path,
         {
             "edge_index": (((2, keys.size), False, ids), columns),
+            **_edges(asked, keys.size).members(),
             "x": (((nodes, asked.features), False, np.dtype(np.float32)), _feature_blocks(layout)),
             "y": layout.labels,
             "train_mask": train,
@@ -380,6 +394,11 @@ def _sorted_keys(layout: _Layout, chunk_edges: int) -> Ints:
     keys = keys[:used]
     keys.sort()
     return keys
+
+
+def _edges(asked: GeneratorSettings, count: int) -> GeneratedEdges:
+    """What the graph's `count` edges carry."""
+    return GeneratedEdges(count, asked.relations, asked.edge_dim, (asked.seed, EDGE_TYPES), (asked.seed, EDGE_FEATURES))
 
 
 def _feature_blocks(layout: _Layout) -> Iterator[npt.NDArray[np.float32]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -15,6 +16,7 @@ from scipy import sparse
 
 from halocast.errors import GraphError, nearest
 from halocast.runtime.graph.adjacency import IntArray, check_range, index_dtype, symmetric_structure
+from halocast.runtime.graph.edges import FeatureRows, Types, check_edge_data, entry_data
 
 Metric = Literal["accuracy", "micro_f1", "roc_auc"]
 METRICS: tuple[Metric, ...] = ("accuracy", "micro_f1", "roc_auc")
@@ -41,6 +43,9 @@ class Graph:
         multilabel: whether a node may have several classes.
         metric: what quality is reported as.
         meta: facts about its origin, JSON-able.
+        edge_features: float32 [nnz, E] in the order of `indices` (entry (row i, column j) is the message from j to i), or None.
+        edge_types: int32 [nnz] in the same order, each a relation of the message, or None.
+        relations: names by type, empty where `edge_types` is None.
     """
 
     name: str
@@ -55,6 +60,9 @@ class Graph:
     multilabel: bool
     metric: Metric
     meta: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    edge_features: FeatureRows | None = None
+    edge_types: Types | None = None
+    relations: tuple[str, ...] = ()
 
     @classmethod
     def from_edges(
@@ -72,6 +80,10 @@ class Graph:
         metric: str | None = None,
         meta: Mapping[str, object] | None = None,
         source: str | None = None,
+        edge_features: npt.ArrayLike | None = None,
+        edge_types: npt.ArrayLike | None = None,
+        relations: Sequence[str] | None = None,
+        both_ways: bool = False,
     ) -> Graph:
         """Build a graph from pairs of node ids, each taken as undirected; N is the number of feature rows.
 
@@ -82,9 +94,14 @@ class Graph:
             classes: C, by default the largest label + 1 (or the columns).
             metric: one of `METRICS`, by default what `meta` says or `default_metric`.
             source: what the message of an error starts with, by default the name.
+            edge_features: [pairs, E] or [pairs]; a pair's go to both of its entries.
+            edge_types: [pairs] relations of first -> second, 0..R-1; second -> first gets the inverse relation, R more.
+            relations: names of the R relations; the graph has those and their inverses ("inverse of NAME").
+            both_ways: the list has both directions of every edge, each with edge data of its own: none is made.
 
         Raises:
-            GraphError: an id out of range, a fractional label, an unknown metric. Everything else is `validate`'s.
+            GraphError: an id out of range, a fractional label, an unknown metric, edge data that does not fit the pairs
+                or says two things of one entry. Everything else is `validate`'s.
         """
         facts, where = dict(meta or {}), source or name
         rows = as_features(features)
@@ -93,6 +110,13 @@ class Graph:
         first, second, nodes = np.asarray(first), np.asarray(second), cast(int, rows.shape[0])
         check_range(first, second, nodes, where)
         indptr, indices = symmetric_structure(first, second, nodes)
+        data = entry_data(
+            *(first, second, nodes, where),
+            features=edge_features,
+            types=edge_types,
+            relations=relations,
+            both_ways=both_ways,
+        )
         return cls(
             name=name,
             indptr=indptr,
@@ -106,6 +130,9 @@ class Graph:
             multilabel=truth.ndim == 2,
             metric=choose_metric(metric or cast("str | None", facts.get("metric")), truth, where),
             meta=MappingProxyType(facts),
+            edge_features=data.features,
+            edge_types=data.types,
+            relations=data.relations,
         )
 
     @property
@@ -129,13 +156,18 @@ class Graph:
         return cast(int, self.features.shape[1])
 
     @property
+    def edge_dim(self) -> int:
+        """E; 0 without edge features."""
+        return 0 if self.edge_features is None else int(self.edge_features.shape[1])
+
+    @property
     def degrees(self) -> npt.NDArray[np.int64]:
         """Neighbours of each node, int64 [N]."""
         return np.diff(self.indptr)
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change with the structure, features, labels or masks, and with nothing else."""
+        """16 hex digits that change with the structure, features, labels, masks or edge data, and with nothing else."""
         digest = hashlib.blake2b(digest_size=8)
         for array in self._contents():
             digest.update(f"{array.dtype.str}{array.shape};".encode())
@@ -147,7 +179,11 @@ class Graph:
         features: list[npt.NDArray[Any]] = [rows] if isinstance(rows, np.ndarray) else []
         if isinstance(rows, sparse.csr_matrix):  # scipy picks the index type by size and version: hash one type
             features = [np.array(rows.shape), rows.indptr.astype(np.int64), rows.indices.astype(np.int64), rows.data]
-        return [self.indptr, self.indices, *features, self.labels, self.train_mask, self.val_mask, self.test_mask]
+        edges: list[npt.NDArray[Any]] = [] if self.edge_features is None else [self.edge_features]
+        if self.edge_types is not None:
+            names = np.frombuffer(json.dumps(self.relations).encode(), dtype=np.uint8)
+            edges += [self.edge_types, names]
+        return [self.indptr, self.indices, *features, self.labels, self.train_mask, self.val_mask, self.test_mask, *edges]
 
 
 def as_features(features: npt.ArrayLike | sparse.sparray | sparse.spmatrix) -> Features:
@@ -230,6 +266,7 @@ def validate(graph: Graph, source: str | None = None) -> Graph:
     _check_features(graph, where)
     _check_labels(graph, where)
     _check_masks(graph, where)
+    check_edge_data(graph, where)
     if graph.metric == "roc_auc" and not graph.multilabel and graph.classes != 2:
         raise GraphError(f"{where}: metric 'roc_auc' of single labels needs 2 classes, not {graph.classes}; use accuracy")
     return graph

@@ -9,7 +9,13 @@ Layout (arrays of a static graph):
 ``y``                                      int [N] or uint8 [N, C]  classes with -1 for none, or multi-label
 ``train_mask``, ``val_mask``, ``test_mask`` bool [N]                disjoint, labelled nodes only
 ``meta`` (optional)                        str, 0-d                 JSON: name, classes, metric, source, licence, ...
+``edge_attr`` (optional)                   float [E, D] or [E]      edge features, in the order of ``edge_index``
+``edge_type`` (optional)                   int [E]                  relations 0..R-1, in the same order
+``relations`` (optional)                   str [R]                  their names
 ========================================== ======================== =====================================================
+
+Edge data of a list with both directions of every edge belongs to the entry it stands beside (``u, v`` is the message from u
+to v). In a list of edges stored once it belongs to both entries; the reverse one has the inverse relation.
 """
 
 from __future__ import annotations
@@ -28,6 +34,7 @@ from scipy import sparse
 
 from halocast.errors import GraphError
 from halocast.runtime.graph.adjacency import check_id_width, undirected_pairs
+from halocast.runtime.graph.edges import list_arguments
 from halocast.runtime.graph.graph import Features, Graph, validate
 
 REQUIRED = ("edge_index", "y", "train_mask", "val_mask", "test_mask")
@@ -122,7 +129,9 @@ def load_npz(path: Path | str, *, symmetrise: bool = False) -> Graph:
         features = _read_features(archive)
         shape = archive.shape("edge_index")
         check_id_width(shape[-1] if shape else 0, _rows(features), archive.dtype("edge_index").itemsize, source)
-        edges = undirected_pairs(archive.read("edge_index"), _rows(features), source, each_once=True, symmetrise=symmetrise)
+        listed = archive.read("edge_index")
+        pairs = undirected_pairs(listed, _rows(features), source, each_once=True, symmetrise=symmetrise)
+        edge_data = list_arguments(listed, _rows(features), *_read_edge_data(archive))
         labels, masks = archive.read("y"), {name: archive.read(name) for name in REQUIRED[2:]}
     for name, mask in masks.items():
         if mask.dtype != np.bool_:
@@ -130,7 +139,7 @@ def load_npz(path: Path | str, *, symmetrise: bool = False) -> Graph:
     if labels.dtype.kind not in "iufb":
         raise GraphError(f"{path}: y is {labels.dtype}, needed are integers")
     graph = Graph.from_edges(
-        *edges,
+        *(listed if edge_data else pairs),
         name=str(meta.get("name", path.stem)),
         features=features,
         labels=labels,
@@ -140,6 +149,7 @@ def load_npz(path: Path | str, *, symmetrise: bool = False) -> Graph:
         train_mask=masks["train_mask"],
         val_mask=masks["val_mask"],
         test_mask=masks["test_mask"],
+        **edge_data,
     )
     return validate(graph, source)
 
@@ -161,14 +171,20 @@ def read_meta(archive: NpzReader) -> dict[str, Any]:
 
 
 def save_npz(graph: Graph, path: Path | str) -> None:
-    """Write a graph in the module's layout; the same graph gives the same bytes."""
+    """Write a graph in the module's layout; the same graph gives the same bytes.
+
+    A graph without edge data stores each edge once, one with them both directions.
+    """
     rows = np.repeat(np.arange(graph.nodes, dtype=graph.indices.dtype), graph.degrees)
-    upper = rows < graph.indices
+    edges = np.stack([graph.indices, rows])
+    if not edge_arrays(graph):
+        edges = edges[::-1, rows < graph.indices]
     facts = dict(graph.meta) | {"name": graph.name, "classes": graph.classes, "metric": graph.metric}
     write_npz(
         path,
         {
-            "edge_index": np.stack([rows[upper], graph.indices[upper]]),
+            "edge_index": edges,
+            **edge_arrays(graph),
             **feature_arrays(graph.features),
             "y": graph.labels,
             "train_mask": graph.train_mask,
@@ -189,6 +205,14 @@ def feature_arrays(features: Features) -> dict[str, Array]:
         "x_data": features.data,
         "x_shape": np.array(features.shape, dtype=np.int64),
     }
+
+
+def edge_arrays(graph: Graph) -> dict[str, Array]:
+    """The layout's arrays of edge data; empty where the graph has none."""
+    features: dict[str, Array] = {} if graph.edge_features is None else {"edge_attr": graph.edge_features}
+    if graph.edge_types is None:
+        return features
+    return {**features, "edge_type": graph.edge_types, "relations": np.array(graph.relations, dtype=np.str_)}
 
 
 def write_npz(path: Path | str, arrays: Mapping[str, Array | tuple[Header, Iterable[Array]]], *, compress: bool = True) -> None:
@@ -246,6 +270,26 @@ def _read_features(archive: NpzReader) -> Features:
     except (ValueError, TypeError) as error:
         raise GraphError(f"{archive.path}: the sparse features are not a CSR matrix: {error}") from error
     return rows
+
+
+def _read_edge_data(archive: NpzReader, *, features: bool = True) -> tuple[Array | None, Array | None, list[str] | None]:
+    """Features (if asked for), types and names of the relations, as far as the file has them."""
+    rows = archive.read("edge_attr") if features and "edge_attr" in archive else None
+    types = archive.read("edge_type") if "edge_type" in archive else None
+    if "relations" not in archive:
+        return rows, types, None
+    names = archive.read("relations")
+    if names.dtype.kind != "U" or names.ndim != 1:
+        raise GraphError(f"{archive.path}: relations are {names.dtype} {list(names.shape)}, needed is text [relations]")
+    return rows, types, names.tolist()
+
+
+def edge_facts(archive: NpzReader) -> tuple[int, int]:
+    """(features, relations) of an edge as the file lists them, 0 without any."""
+    shape = archive.shape("edge_attr") if "edge_attr" in archive else (0, 0)
+    _, types, names = _read_edge_data(archive, features=False)
+    relations = int(types.max(initial=-1)) + 1 if types is not None and types.dtype.kind in "iu" else 0
+    return shape[1] if len(shape) > 1 else 1, relations if names is None else len(names)
 
 
 def _rows(features: Features) -> int:

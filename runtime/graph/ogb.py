@@ -1,8 +1,8 @@
 """Open Graph Benchmark node-property graphs, read from OGB's own files on disk without unpickling anything.
 
 Layout (``ogbn-arxiv`` lies in ``ROOT/ogbn_arxiv``): ``raw/edge.csv.gz``, ``node-feat.csv.gz``, ``node-label.csv.gz``,
-``num-node-list.csv.gz``, or the binary form ``raw/data.npz`` and ``node-label.npz``; and in either case
-``split/SCHEME/{train,valid,test}.csv.gz``.
+``num-node-list.csv.gz`` and ``edge-feat.csv.gz`` if edges have features, or the binary form ``raw/data.npz`` and
+``node-label.npz``; and in either case ``split/SCHEME/{train,valid,test}.csv.gz``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pandas as pd
 
 from halocast.errors import GraphError, MisuseError
 from halocast.runtime.graph.adjacency import undirected_pairs
+from halocast.runtime.graph.edges import list_arguments
 from halocast.runtime.graph.graph import Graph, as_labels, validate
 from halocast.runtime.graph.npz import open_npz
 
@@ -44,12 +45,12 @@ def load_ogb(name: str, root: Path | str, *, symmetrise: bool = False) -> Graph:
         _download(name, root, folder)
     source = f"ogb:{name}"
     binary = (folder / "raw" / "data.npz").is_file()
-    edges, features, labels = _read_binary(folder) if binary else _read_csv(folder)
+    edges, features, labels, edge_features = _read_binary(folder) if binary else _read_csv(folder)
     train, val, test = (_read_mask(folder, split, features.shape[0]) for split in ("train", "valid", "test"))
-    first, second = undirected_pairs(edges, features.shape[0], source, symmetrise=symmetrise or name in STORED_ONCE)
+    pairs = undirected_pairs(edges, features.shape[0], source, symmetrise=symmetrise or name in STORED_ONCE)
+    edge_data = list_arguments(edges, features.shape[0], edge_features, None)
     graph = Graph.from_edges(
-        first,
-        second,
+        *(edges if edge_data else pairs),
         name=name,
         features=features,
         labels=as_labels(labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels, source),
@@ -58,6 +59,7 @@ def load_ogb(name: str, root: Path | str, *, symmetrise: bool = False) -> Graph:
         val_mask=val,
         test_mask=test,
         meta={"source": f"Open Graph Benchmark, {name}"},
+        **edge_data,
     )
     return validate(graph, source)
 
@@ -78,25 +80,27 @@ def _download(name: str, root: Path | str, folder: Path) -> None:
         raise GraphError(f"ogb:{name}: OGB left no {folder / 'raw'}")
 
 
-def _read_csv(folder: Path) -> tuple[Array, Array, Array]:
-    """Edges [2, E], features [N, F] and labels [N, tasks] of the text form."""
+def _read_csv(folder: Path) -> tuple[Array, Array, Array, Array | None]:
+    """Edges [2, E], features [N, F], labels [N, tasks] and edge features [E, D] (None without) of the text form."""
     raw = folder / "raw"
     nodes = int(_table(raw / "num-node-list.csv.gz").sum())
     features, labels = _table(raw / "node-feat.csv.gz"), _table(raw / "node-label.csv.gz")
     for name, table in (("node-feat", features), ("node-label", labels)):
         if table.shape[0] != nodes:
             raise GraphError(f"{raw}: {name}.csv.gz has {table.shape[0]} rows for the {nodes} nodes of num-node-list")
-    return _table(raw / "edge.csv.gz").T, features.astype(np.float32), labels
+    beside = raw / "edge-feat.csv.gz"
+    return _table(raw / "edge.csv.gz").T, features.astype(np.float32), labels, _table(beside) if beside.is_file() else None
 
 
-def _read_binary(folder: Path) -> tuple[Array, Array, Array]:
+def _read_binary(folder: Path) -> tuple[Array, Array, Array, Array | None]:
     """The same of the binary form."""
     with open_npz(folder / "raw" / "data.npz") as archive:
         if "node_feat" not in archive:
             raise GraphError(f"{archive.path}: the graph has no node features; halocast needs them")
         edges, features = archive.read("edge_index"), archive.read("node_feat")
+        edge_features = archive.read("edge_feat") if "edge_feat" in archive else None
     with open_npz(folder / "raw" / "node-label.npz") as archive:
-        return edges, features.astype(np.float32, copy=False), archive.read("node_label")
+        return edges, features.astype(np.float32, copy=False), archive.read("node_label"), edge_features
 
 
 def _read_mask(folder: Path, split: str, nodes: int) -> npt.NDArray[np.bool_]:

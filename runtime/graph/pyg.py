@@ -14,6 +14,7 @@ import numpy as np
 
 from halocast.errors import GraphError, MisuseError, nearest
 from halocast.runtime.graph.adjacency import undirected_pairs
+from halocast.runtime.graph.edges import list_arguments
 from halocast.runtime.graph.graph import Graph, as_labels, random_split, validate
 
 SHORT_NAMES = {
@@ -67,6 +68,7 @@ def from_pyg(data: Any, *, name: str = "pyg", source: str | None = None, symmetr
     Args:
         data: with ``edge_index`` [2, E] (both directions), ``x`` [N, F] dense or sparse, ``y`` [N] or [N, C], and
             boolean masks [N] or [N, splits] (the first split is taken); without masks the split is a random 60/20/20.
+            ``edge_attr`` [E, D] or [E] and ``edge_type`` [E] are taken along.
 
     Raises:
         GraphError: something is missing, or the graph cannot be trained on.
@@ -85,10 +87,10 @@ def from_pyg(data: Any, *, name: str = "pyg", source: str | None = None, symmetr
     else:
         train, val, test = (_mask(data, each, features.shape[0]) for each in ("train_mask", "val_mask", "test_mask"))
     edge_index = data.edge_index.detach().cpu().numpy()
-    first, second = undirected_pairs(edge_index, features.shape[0], where, symmetrise=symmetrise)
+    pairs = undirected_pairs(edge_index, features.shape[0], where, symmetrise=symmetrise)
+    edge_data = list_arguments(edge_index, features.shape[0], _edge_array(data, "edge_attr"), _edge_array(data, "edge_type"))
     graph = Graph.from_edges(
-        first,
-        second,
+        *(edge_index if edge_data else pairs),
         name=name,
         features=features,
         labels=labels,
@@ -96,6 +98,7 @@ def from_pyg(data: Any, *, name: str = "pyg", source: str | None = None, symmetr
         val_mask=val,
         test_mask=test,
         meta={"source": f"PyG {where}"},
+        **edge_data,
     )
     return validate(graph, where)
 
@@ -124,6 +127,11 @@ def _mask(data: Any, name: str, nodes: int) -> Any:
         return np.zeros(nodes, dtype=np.bool_)
     array = mask.detach().cpu().numpy()
     return array[:, 0] if array.ndim == 2 else array
+
+
+def _edge_array(data: Any, name: str) -> Any:
+    array = getattr(data, name, None)
+    return None if array is None else array.detach().cpu().numpy()
 
 
 def _line(error: Exception) -> str:

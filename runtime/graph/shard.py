@@ -7,6 +7,10 @@ partition; the halo rows of one peer put those with a labelled neighbour here fi
 exchange, which carries only those, sends a prefix. Row i of `indices` starts with i itself, then own columns, then
 halo columns, each ascending: aggregation with or without self loops, and over own columns only (the own rows of Aᵀ,
 since A's pattern is symmetric), are all ranges of the same array.
+
+Edge data, where the graph has any, lies in the order of `indices` and is stored nowhere twice: `halo_entry` says where in
+it each entry of the halo rows of Aᵀ is found. It belongs to A's entries (row i, column j: the message from j to i) and, unlike
+the pattern, need not be symmetric.
 """
 
 from __future__ import annotations
@@ -52,8 +56,8 @@ class ShardSet:
 
     @property
     def graph(self) -> dict[str, Any]:
-        """Name, fingerprint, nodes, edges, feature_dim, classes, multilabel, metric and training nodes."""
-        return dict(self.manifest["graph"])
+        """Name, fingerprint, nodes, edges, feature_dim, classes, multilabel, metric, training nodes, edge_dim and relations."""
+        return {"edge_dim": 0, "relations": [], **self.manifest["graph"]}  # shards cut before edge data say neither
 
     def statistics(self, part: int) -> PartStatistics:
         return PartStatistics.from_json(self.manifest["statistics"][part])
@@ -105,6 +109,21 @@ class Shard:
     def halo_indices(self) -> Int32Array:
         """[nnz_halo] own rows beside each halo row, ascending."""
         return self._array("halo_indices")
+
+    @property
+    def edge_features(self) -> FloatArray | None:
+        """[own + nnz, edge_dim] of the entries of `indices`, zeros where a row begins with itself; None without any."""
+        return self._array("edge_features") if self.statistics.edge_dim else None
+
+    @property
+    def edge_types(self) -> Int32Array | None:
+        """[own + nnz] relations of the entries of `indices`, −1 where a row begins with itself; None if untyped."""
+        return self._array("edge_types") if self.statistics.relations else None
+
+    @property
+    def halo_entry(self) -> Int64Array | None:
+        """[nnz_halo] place in `indices` of each entry of `halo_indices`; None without edge data."""
+        return self._array("halo_entry") if self.statistics.edge_dim or self.statistics.relations else None
 
     @property
     def global_ids(self) -> Int64Array:
@@ -193,6 +212,8 @@ def write_shards(
                 "multilabel": graph.multilabel,
                 "metric": graph.metric,
                 "train_nodes": int(graph.train_mask.sum()),
+                "edge_dim": graph.edge_dim,
+                "relations": list(graph.relations),
             },
             "statistics": [part_statistics.to_json() for part_statistics in statistics],
         }
@@ -268,14 +289,19 @@ class PartitionRows:
 
     def columns(self, part: int) -> tuple[Int64Array, Int64Array]:
         """(row, column) of every entry of the part's rows of A, in local ids; halo columns start at own."""
-        graph, own, halo = self.graph, self.own[part], self.halo[part]
-        degrees = self.degrees[own]
-        rows = np.repeat(np.arange(len(own)), degrees)
-        offsets = np.arange(len(rows)) - np.repeat(np.cumsum(degrees) - degrees, degrees)
-        neighbours = graph.indices[np.repeat(graph.indptr[own], degrees) + offsets].astype(np.int64)
-        halo_row = np.empty(graph.nodes, dtype=np.int64)
+        own, halo = self.own[part], self.halo[part]
+        rows = np.repeat(np.arange(len(own)), self.degrees[own])
+        neighbours = self.graph.indices[self.entries(part)].astype(np.int64)
+        halo_row = np.empty(self.graph.nodes, dtype=np.int64)
         halo_row[halo] = len(own) + np.arange(len(halo))
         return rows, np.where(self.assignment[neighbours] == part, self.local[neighbours], halo_row[neighbours])
+
+    def entries(self, part: int) -> Int64Array:
+        """Place in the graph's `indices` of every entry of the part's rows, row after row."""
+        own = self.own[part]
+        degrees = self.degrees[own]
+        offsets = np.arange(degrees.sum()) - np.repeat(np.cumsum(degrees) - degrees, degrees)
+        return np.asarray(np.repeat(self.graph.indptr[own], degrees) + offsets)
 
     def boundary(self, part: int) -> Int64Array:
         """Own rows each peer needs, peer after peer, in the peer's halo order."""
@@ -307,46 +333,76 @@ def _statistics(graph: Graph, layout: PartitionRows, part: int, columns: tuple[I
         feature_dim=graph.feature_dim,
         features_sparse=sparse,
         feature_nnz=(central_values, marginal_values, halo_values),
+        edge_dim=graph.edge_dim,
+        relations=len(graph.relations),
     )
 
 
 def _write_part(graph: Graph, layout: PartitionRows, part: int, folder: Path) -> PartStatistics:
     folder.mkdir(parents=True)
     own, halo = layout.own[part], layout.halo[part]
-    rows, column = layout.columns(part)
-
-    def save(name: str, array: npt.NDArray[Any]) -> None:
-        np.save(folder / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
-
-    width = len(own) + len(halo) + 1
-    keys = np.concatenate([rows * width + column + 1, np.arange(len(own)) * width])  # key 0 of a row: itself
-    keys.sort()
-    sorted_rows, sorted_columns = keys // width, keys % width - 1
-    sorted_columns = np.where(sorted_columns < 0, sorted_rows, sorted_columns)
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(sorted_rows, minlength=len(own)))])
-    save("indptr", indptr.astype(np.int64))
-    save("indices", sorted_columns.astype(np.int32))
-    halo_entries = np.bincount(rows[column >= len(own)], minlength=len(own))
-    save("own_end", (indptr[1:] - halo_entries).astype(np.int64))
-
-    crossing = column >= len(own)
-    order = np.lexsort((rows[crossing], column[crossing]))
-    counts = np.bincount(column[crossing] - len(own), minlength=len(halo))
-    save("halo_indptr", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
-    save("halo_indices", rows[crossing][order].astype(np.int32))
-
+    columns = layout.columns(part)
+    _write_structure(layout, part, columns, folder)
     nodes = np.concatenate([own, halo])
-    save("global_ids", nodes.astype(np.int64))
-    save("degrees", layout.degrees[nodes].astype(np.int64))
-    save("boundary", layout.boundary(part).astype(np.int32))
+    _save(folder, "global_ids", nodes.astype(np.int64))
+    _save(folder, "degrees", layout.degrees[nodes].astype(np.int64))
+    _save(folder, "boundary", layout.boundary(part).astype(np.int32))
     if sp.issparse(graph.features):
         features = graph.features[nodes]
-        save("features_indptr", features.indptr.astype(np.int64))
-        save("features_indices", features.indices.astype(np.int32))
-        save("features_data", features.data.astype(np.float32))
+        _save(folder, "features_indptr", features.indptr.astype(np.int64))
+        _save(folder, "features_indices", features.indices.astype(np.int32))
+        _save(folder, "features_data", features.data.astype(np.float32))
     else:
-        save("features", graph.features[nodes])
-    save("labels", graph.labels[own])
+        _save(folder, "features", graph.features[nodes])
+    _save(folder, "labels", graph.labels[own])
     for split, mask in (("train", graph.train_mask), ("val", graph.val_mask), ("test", graph.test_mask)):
-        save(f"{split}_mask", mask[own])
-    return _statistics(graph, layout, part, (rows, column))
+        _save(folder, f"{split}_mask", mask[own])
+    return _statistics(graph, layout, part, columns)
+
+
+def _write_structure(layout: PartitionRows, part: int, columns: tuple[Int64Array, Int64Array], folder: Path) -> None:
+    """The part's rows of A, each led by itself, the halo rows of Aᵀ, and the edge data of both if there are any."""
+    rows, column = columns
+    own, halo = len(layout.own[part]), len(layout.halo[part])
+    width = own + halo + 1
+    keys = np.concatenate([rows * width + column + 1, np.arange(own) * width])  # key 0 of a row: itself
+    has_edge_data = layout.graph.edge_features is not None or layout.graph.edge_types is not None
+    if has_edge_data:
+        order = np.argsort(keys)
+        keys = keys[order]
+        _write_edge_data(layout, part, order, folder)
+    else:
+        keys.sort()
+    sorted_rows, sorted_columns = keys // width, keys % width - 1
+    sorted_columns = np.where(sorted_columns < 0, sorted_rows, sorted_columns)
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(sorted_rows, minlength=own))])
+    _save(folder, "indptr", indptr.astype(np.int64))
+    _save(folder, "indices", sorted_columns.astype(np.int32))
+
+    crossing = np.flatnonzero(sorted_columns >= own)
+    _save(folder, "own_end", (indptr[1:] - np.bincount(sorted_rows[crossing], minlength=own)).astype(np.int64))
+    crossing = crossing[np.argsort(sorted_columns[crossing], kind="stable")]  # rows stay ascending in each halo column
+    counts = np.bincount(sorted_columns[crossing] - own, minlength=halo)
+    _save(folder, "halo_indptr", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+    _save(folder, "halo_indices", sorted_rows[crossing].astype(np.int32))
+    if has_edge_data:
+        _save(folder, "halo_entry", crossing.astype(np.int64))
+
+
+def _write_edge_data(layout: PartitionRows, part: int, order: Int64Array, folder: Path) -> None:
+    """Edge data by stored entry; `order` [own + nnz] numbers the entries of A, row after row, and then the leading ones."""
+    graph, entries = layout.graph, layout.entries(part)
+    stored = np.flatnonzero(order < len(entries))
+    place = entries[order[stored]]
+    if graph.edge_features is not None:
+        features = np.zeros((len(order), graph.edge_dim), dtype=np.float32)
+        features[stored] = graph.edge_features[place]
+        _save(folder, "edge_features", features)
+    if graph.edge_types is not None:
+        types = np.full(len(order), -1, dtype=np.int32)
+        types[stored] = graph.edge_types[place]
+        _save(folder, "edge_types", types)
+
+
+def _save(folder: Path, name: str, array: npt.NDArray[Any]) -> None:
+    np.save(folder / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)

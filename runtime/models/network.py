@@ -26,7 +26,7 @@ class NetworkShape:
     dropout: float = 0.5
     """On the output of every hidden layer."""
     norm: str = "none"
-    """"none" or "layer"."""
+    """"none", "layer" or "batch"."""
     residual: bool = False
     """Add a layer's input to its pre-activation wherever the widths agree (from the second layer on)."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -47,20 +47,25 @@ class GraphNetwork(nn.Module):
                 for index, (width_in, width_out) in enumerate(pairwise(widths))
             )
         hidden = range(shape.layers - 1)
-        self.norms = nn.ModuleList(nn.LayerNorm(shape.hidden) for _ in hidden if shape.norm == "layer")
+        norms: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d}
+        self.norms = nn.ModuleList(norms[shape.norm](shape.hidden) for _ in hidden if shape.norm in norms)
         self.widths = widths
         self.to(dtype)
 
     def norm(self, index: int) -> nn.LayerNorm | None:
-        """The norm that follows layer `index`, if any."""
+        """The norm within rows that follows layer `index`, if any."""
         norm = self.norms[index] if index < len(self.norms) else None
-        assert norm is None or isinstance(norm, nn.LayerNorm)
-        return norm
+        return norm if isinstance(norm, nn.LayerNorm) else None
+
+    def batch_norm(self, index: int) -> nn.BatchNorm1d | None:
+        """The norm over all nodes that follows layer `index`, if any."""
+        norm = self.norms[index] if index < len(self.norms) else None
+        return norm if isinstance(norm, nn.BatchNorm1d) else None
 
     def layer_parameters(self, index: int) -> list[nn.Parameter]:
         """The parameters whose gradients travel in the bucket of layer `index`, in a fixed order; frozen ones do not."""
-        norm = self.norm(index)
-        parameters = [*self.layers[index].parameters(), *([] if norm is None else norm.parameters())]
+        norms = self.norms[index : index + 1]
+        parameters = [*self.layers[index].parameters(), *norms.parameters()]
         return [parameter for parameter in parameters if parameter.requires_grad]
 
     def specs(self) -> tuple[LayerSpec, ...]:
@@ -80,7 +85,7 @@ class GraphNetwork(nn.Module):
             self.widths[index + 1],
             fields,
             last=index == shape.layers - 1,
-            norm=shape.norm == "layer",
+            norm=shape.norm,
             dropout=shape.dropout,
             residual=shape.residual and index > 0,
             parameters=sum(parameter.numel() for parameter in self.layer_parameters(index)),

@@ -34,10 +34,10 @@ def built_in_specs(model: ModelConfig, dim_in: int, classes: int) -> tuple[Layer
                 width_out,
                 fields,
                 last=last,
-                norm=model.norm == "layer",
+                norm=model.norm,
                 dropout=model.dropout,
                 residual=model.residual and index > 0,
-                parameters=parameters + (2 * width_out if not last and model.norm == "layer" else 0),
+                parameters=parameters + (2 * width_out if not last and model.norm != "none" else 0),
             )
         )
     return tuple(specs)
@@ -49,7 +49,7 @@ def layer_spec(
     fields: Mapping[str, Any],
     *,
     last: bool,
-    norm: bool,
+    norm: str,
     dropout: float,
     residual: bool,
     parameters: int,
@@ -58,7 +58,8 @@ def layer_spec(
     spec = LayerSpec(
         dim_in=dim_in,
         dim_out=dim_out,
-        norm=norm and not last,
+        norm=norm != "none" and not last,
+        batch_norm=norm == "batch" and not last,
         activation=not last,
         dropout=0.0 if last else dropout,
         residual=residual and dim_in == dim_out,

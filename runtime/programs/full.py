@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from halocast.runtime.programs import merging
+from halocast.runtime.programs import batchnorm, merging
 from halocast.runtime.programs.schedule import LayerSchedule, Order, schedule_layers
 from halocast.traces.operations import (
     Aggregate,
@@ -214,6 +214,8 @@ class LayerProgram:
             yield from merging.forward(self, training=training)
         else:
             yield from self.apply_forward()
+        if self.spec.batch_norm and order is not Order.BLOCKWISE:  # merging does it itself, before it frees what it merged
+            yield from batchnorm.normalize_forward(self, training=training)
         if not training:
             yield from self.free_after_evaluation()
 
@@ -279,8 +281,9 @@ class LayerProgram:
         yield from self.apply_and_finish(Part.MARGINAL)
 
     def apply_and_finish(self, part: Part) -> Steps:
+        """What follows the layer row by row; batch norm waits for all rows, and takes the rest of the epilogue with it."""
         yield self.apply(FORWARD, part, self.source, self.preactivation)
-        if self.has_epilogue:
+        if self.spec.residual or (self.has_epilogue and not self.spec.batch_norm):
             yield self.transform(Stage.FINISH, FORWARD, part)
 
     @property
@@ -293,7 +296,13 @@ class LayerProgram:
     @property
     def keeps_messages(self) -> bool:
         """Whether messages, the halo's too, stay where they are until the backward pass has read them."""
-        return self.spec.refetches
+        return self.rereads_messages
+
+    @property
+    def rereads_messages(self) -> bool:
+        """Whether the backward pass reads messages at all: static ones have no gradient, and plain sums do without."""
+        spec = self.spec
+        return spec.refetches and (self.schedule.needs_input_gradient or spec.projects or spec.merge_parameters)
 
     @property
     def message_rows(self) -> Part:
@@ -360,6 +369,8 @@ class LayerProgram:
         """
         if self.has_epilogue:
             yield self.transform(Stage.ACTIVATION, BACKWARD, self.schedule.rows)
+        if self.spec.batch_norm:
+            yield from batchnorm.normalize_backward(self)
         if self.has_preactivation:
             yield Free(self.index, name=self.preactivation)
         if not self.is_last:  # its sign was what the activation needed; the layer above is done with it
@@ -440,12 +451,14 @@ class LayerProgram:
             yield self.keep(target, Part.ALL, self.spec.dim_in)
         if not self.schedule.sends_forward:
             yield self.apply(BACKWARD, Part.OWN, self.gradient, target)
+            yield from self.add_self_inputs()
             return (yield from self.reduce_gradients())
         yield self.apply(BACKWARD, Part.MARGINAL, self.gradient, target)
         flight = (yield from self.send_halo_gradients(target)) if self.schedule.sends_backward else None
         if self.schedule.sends_backward and not self.view.overlap:
             yield from self.wait_for_gradients(flight)
         yield self.apply(BACKWARD, Part.CENTRAL, self.gradient, target)
+        yield from self.add_self_inputs()
         reduction = yield from self.reduce_gradients()
         if self.schedule.sends_backward:
             yield from self.receive_boundary_gradients(flight, target)

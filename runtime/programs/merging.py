@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from halocast.runtime.programs import batchnorm
 from halocast.traces.operations import Direction, Free, Merge, Part, Stage, Transform, Work
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def forward(layer: LayerProgram, *, training: bool) -> Steps:
         yield from project(layer, names.messages, names.queries)
     yield from layer.merge_neighbours(names, training=training)
     yield row_wise(layer, Stage.FINISH, FORWARD, Part.OWN, target=layer.output)
+    if spec.batch_norm:
+        yield from batchnorm.normalize_forward(layer, training=training)
     if spec.projects and not (training and layer.keeps_messages):
         yield from free(layer, names.messages, names.queries)
     if not training:

@@ -190,7 +190,7 @@ class SequentialLayer(LayerProgram):
 
     @property
     def keeps_messages(self) -> bool:
-        return self.spec.refetches and self.index in self.view.kept_layers
+        return self.rereads_messages and self.index in self.view.kept_layers
 
     @property
     def message_rows(self) -> Part:

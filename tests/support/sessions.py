@@ -56,23 +56,23 @@ def train_one_epoch(case: Case, config: RunConfig, folder: Path, device: str = "
     return run_ranks(shards.parts, work)
 
 
-def reference_epoch(case: Case, config: RunConfig) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients of the dense model with the run's initial parameters, in float64."""
+def reference_epoch(
+    case: Case, config: RunConfig, running: dict[int, tuple[Tensor, Tensor]] | None = None
+) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of the dense model with the run's initial parameters, in float64; `running` as in `dense_loss`."""
     network = build_network(config, case.graph.feature_dim, case.graph.classes)
     parameters: list[dict[str, Tensor]] = []
     names: list[dict[str, str]] = []
     for index in range(config.model.layers):
         layer = {name: f"layers.{index}.{name}" for name in ("weight", "self_weight", "bias")}
-        if config.model.norm == "layer" and index < config.model.layers - 1:
+        if config.model.norm != "none" and index < config.model.layers - 1:
             layer |= {"gamma": f"norms.{index}.weight", "beta": f"norms.{index}.bias"}
         state = network.state_dict()
         names.append({key: name for key, name in layer.items() if name in state})
         parameters.append({key: state[name].double().requires_grad_() for key, name in names[-1].items()})
     graph = case.graph
     features = graph.features.toarray() if sp.issparse(graph.features) else graph.features
-    model = DenseModel(
-        config.model.layer, config.model.dropout, config.model.norm == "layer", config.model.residual, config.seed
-    )
+    model = DenseModel(config.model.layer, config.model.dropout, config.model.norm, config.model.residual, config.seed)
     loss = dense_loss(
         model,
         parameters,
@@ -81,6 +81,7 @@ def reference_epoch(case: Case, config: RunConfig) -> tuple[float, dict[str, Ten
         torch.from_numpy(graph.labels),
         torch.from_numpy(graph.train_mask),
         EPOCH,
+        running,
     )
     loss.backward()
     return float(loss.detach()), {

@@ -25,8 +25,9 @@ LINK = 1e6
 
 
 def simulated(
-    folder: Path, ranks: int, method: str = "sar", *, overlap: bool = True, prefetch: int = 1, bits: int = 0, seed: int = 0
-) -> tuple[Trace, Simulation]:
+    folder: Path, ranks: int, method: str = "sar", *, overlap: bool = True, prefetch: int = 1, bits: int = 0, seed: int = 0,
+    batch_norm: bool = False,
+) -> tuple[Trace, Simulation]:  # fmt: skip
     """An epoch of ranks that differ in rows and speed: some rows go one way only where gradients are the labelled ones'.
 
     `bits`: of quantised messages; 0: 4 of adaqp's, and sar's as they are.
@@ -34,7 +35,7 @@ def simulated(
     random = np.random.default_rng(seed)
     rows = random.integers(1, 40, (ranks, ranks)) * (1 - np.eye(ranks, dtype=int))
     rows[0, ranks - 1] = 1  # none of them labelled
-    load = workload(rows, dims=(16, 8, 8, 4), exact=SAVINGS, overlap=overlap)
+    load = workload(rows, dims=(16, 8, 8, 4), exact=SAVINGS, overlap=overlap, batch_norm=batch_norm)
     load = replace(load, prefetch=prefetch)
     views = [load.view(rank) for rank in range(ranks)]
     if bits or method == "adaqp":

@@ -73,16 +73,23 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        failure, code = f"{error.strerror or error}{where}; what was written so far is kept", CRASHED
-        _show_traceback(debug)
     except Exception as error:  # noqa: BLE001 - the last resort: one line, and the way to learn more
-        text = " ".join(str(error).split())
-        failure, code = f"{type(error).__name__}: {text} (a bug; see more with --debug)", CRASHED
+        failure, code = _unforeseen(error), CRASHED
         _show_traceback(debug)
     console.error(failure)
     return code
+
+
+def _unforeseen(error: Exception) -> str:
+    """One line for what none of ours has raised."""
+    from halocast.runtime.out_of_memory import is_out_of_memory, out_of_memory
+
+    if is_out_of_memory(error):
+        return str(out_of_memory(error))
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror or error}{where}; what was written so far is kept"
+    return f"{type(error).__name__}: {' '.join(str(error).split())} (a bug; see more with --debug)"
 
 
 def _show_traceback(debug: bool) -> None:

@@ -24,15 +24,20 @@ def datasets(*, json: Annotated[bool, Parameter(negative=())] = False) -> int:
     console = Console(as_json=json)
     known = known_datasets()
     console.document({"datasets": [asdict(each) for each in known]})
+    edge_data = any(each.edge_dim or each.relations for each in known)
+    columns = ["name", "metric", "where", "nodes", "edges", "features", "classes"]
+    if edge_data:
+        columns += ["edge features", "relations"]
     console.table(
         "Graphs known by name (edges are undirected)",
-        ["name", "metric", "where", "nodes", "edges", "features", "classes"],
+        columns,
         [
             [
                 each.name,
                 each.metric.replace("_", " "),
                 "ships with halocast" if each.embedded else each.path,
                 *(f"{count:,}" if count >= 0 else "?" for count in (each.nodes, each.edges, each.features, each.classes)),
+                *((f"{each.edge_dim:,}", f"{each.relations:,}") if edge_data else ()),
             ]
             for each in known
         ],

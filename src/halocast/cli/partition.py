@@ -95,6 +95,10 @@ def partition(
         f"{totals['halo_rows']:,} halo rows in all ({totals['halo_rows'] / shards.graph['nodes']:.3f} a node), "
         f"{totals['cut_edges']:,} edges cut, at most {totals['max_send']:,} rows sent by one part"
     )
+    if shards.graph["edge_dim"] or shards.graph["relations"]:
+        console.result(
+            f"edges: {shards.graph['edge_dim']} features, {len(shards.graph['relations'])} relations (inverses counted)"
+        )
     defaults = PartitionConfig()
     differing = {key: value for key, value in sections.items() if value != getattr(defaults, key)}
     flags = "".join(f" --set partition.{key}={value}" for key, value in differing.items())

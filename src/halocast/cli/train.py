@@ -176,25 +176,28 @@ def _toml(value: str | int | bool) -> str:
 
 
 def _train_as_rank(config: Any, out: Path | None, context: Any, console: Console, *, resume: bool, force: bool) -> int:
-    from halocast.errors import HalocastError
+    from halocast.errors import HalocastError, RunError
     from halocast.runtime.run import train_as_rank
 
     if out is None:
         raise MisuseError(f"under {context.launcher} name the run folder with --out, on a disk that every rank sees")
     if config.ranks != context.world_size:
         raise MisuseError(f"ranks = {config.ranks}, but {context.launcher} started {context.world_size}; leave --ranks out")
+
+    def leave(error: HalocastError) -> None:
+        console.error(f"rank {context.rank}: {error}")
+        sys.stdout.flush()
+        os._exit(error.exit_code)  # do not wait for threads that wait for a peer
+
     try:
         with ExitStack() as stack:
             emit = stack.enter_context(console.training(config.training.epochs)) if context.rank == 0 else _silent
-            result = train_as_rank(config, out, context, resume=resume, force=force, emit=emit)
+            result = train_as_rank(config, out, context, resume=resume, force=force, emit=emit, leave=leave)
         if result is not None:
             console.document(result)
             report_result(console, result)
     except BaseException as error:  # noqa: BLE001 - one line for whatever it is, then leave at once
-        known = isinstance(error, HalocastError)
-        console.error(f"rank {context.rank}: {error if known else f'{type(error).__name__}: {error}'}")
-        sys.stdout.flush()
-        os._exit(error.exit_code if isinstance(error, HalocastError) else 1)  # do not wait for threads that wait for a peer
+        leave(error if isinstance(error, HalocastError) else RunError(f"{type(error).__name__}: {error}"))
     return 0
 
 
@@ -228,6 +231,9 @@ def _dry_run(config: Any, console: Console) -> int:
     )
     console.result("exchange and all-reduce: bytes sent an epoch. memory: above the interpreter and its libraries, features as")
     console.result("if dense; sockets, trace and allocator take some 20 MB a rank more. Nothing was trained.")
+    if any(each.edge_data for each in estimates):
+        sizes = ", ".join(human_bytes(each.edge_data) for each in estimates)
+        console.result(f"edge data: {sizes} a rank, not in memory above: only a layer that uses it loads it.")
     return 0
 
 

@@ -117,6 +117,24 @@ def test_partition_prints_what_each_part_holds(capsys: pytest.CaptureFixture[str
     assert "next: halocast train" in capsys.readouterr().out
 
 
+def test_partition_and_dry_run_say_what_edges_carry(capsys: pytest.CaptureFixture[str]) -> None:
+    typed = f"{GRAPH},relations=2,edge_dim=3"
+    assert run(["partition", typed, "--parts", "2"]) == 0
+    assert "edges: 3 features, 4 relations" in capsys.readouterr().out
+    assert run(["partition", typed, "--parts", "2", "--json"]) == 0
+    parts = json.loads(capsys.readouterr().out)["parts"]
+    assert run(["train", typed, "--ranks", "2", "--dry-run", "--json"]) == 0
+    ranks = json.loads(capsys.readouterr().out)["ranks"]
+    cut = [
+        rank["edge_data"] - 4 * (3 + 1) * (part["nodes"] + part["nonzeros"]) for rank, part in zip(ranks, parts, strict=True)
+    ]
+    assert cut[0] == cut[1] > 0  # 8 bytes for each entry in a halo column; of two parts, one's are the other's
+    assert run(["train", typed, "--ranks", "2", "--dry-run"]) == 0
+    assert "edge data: " in capsys.readouterr().out
+    assert run(["train", GRAPH, "--ranks", "2", "--dry-run"]) == 0
+    assert "edge data: " not in capsys.readouterr().out
+
+
 def test_datasets_lists_the_embedded_graph(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["datasets", "--json"]) == 0
     embedded = next(each for each in json.loads(capsys.readouterr().out)["datasets"] if each["embedded"])

@@ -119,3 +119,49 @@ def test_missing_files(tmp_path: Path) -> None:
     (tmp_path / "nodes.csv").write_text(TABLE)
     with pytest.raises(GraphError, match=r"e.csv: no such file"):
         load_csv(tmp_path / "e.csv")
+
+
+TYPED = "source,target,relation,feature:weight\nb,a,cites,0.5\nb,c,extends,2\n"
+
+
+def test_relations_and_features_of_one_way_edges(tmp_path: Path) -> None:
+    graph = load_csv(write(tmp_path, TYPED), symmetrise=True)
+    assert graph.relations == ("cites", "extends", "inverse of cites", "inverse of extends")
+    assert graph.edge_types is not None
+    assert graph.edge_features is not None
+    assert graph.edge_types.tolist() == [0, 2, 3, 1]  # b -> a, a -> b, c -> b, b -> c
+    assert graph.edge_features.tolist() == [[0.5], [0.5], [2], [2]]
+
+
+def test_relations_of_edges_both_ways_in_the_declared_order(tmp_path: Path) -> None:
+    edges = "# made by hand\n# relations: extends, cites\nfrom\tto\tRelation\nb\ta\tcites\na\tb\textends\n\n"
+    graph = load_csv(write(tmp_path, edges, name="g.tsv"))
+    assert graph.relations == ("extends", "cites")
+    assert graph.edge_types is not None
+    assert graph.edge_types.tolist() == [1, 0]
+    spaced = edges.replace("\t", " ")
+    assert load_csv(write(tmp_path, spaced, name="g.txt")).fingerprint == graph.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("edges", "message"),
+    [
+        (f"# relations: cites, extend\n{TYPED}", "relation 'extends' of edge 1 is unknown; did you mean 'extend'"),
+        ("# relations: cites\na,b\nb,a\n", "relations are declared, but the header has no column 'relation'"),
+        (f"# relations: cites,,\n{TYPED}", "'relations: cites,,' must name different relations"),
+        (f"# relations: cites, cites\n{TYPED}", "'relations: cites, cites' must name different relations"),
+        (TYPED.replace("extends", ""), "edge 1 has no relation; name one for every edge"),
+        (TYPED.replace("0.5", "heavy"), "column 'feature:weight' of edge 0 is 'heavy', needed is a number"),
+        (TYPED.replace("0.5", ""), "column 'feature:weight' of edge 0 is '', needed is a number"),
+        (TYPED + "b,a,extends,0.5\n", "edges 0 and 2 both give the message 1 -> 0 as 'cites' and as 'extends'"),
+    ],
+)
+def test_bad_edge_data(tmp_path: Path, edges: str, message: str) -> None:
+    with pytest.raises(GraphError, match=f"g.csv: {message}") as caught:
+        load_csv(write(tmp_path, edges), symmetrise=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_way_edges_with_relations_want_symmetrise(tmp_path: Path) -> None:
+    with pytest.raises(GraphError, match=r"not symmetric: 1 -> 0 \(edge 0\).*symmetrise"):
+        load_csv(write(tmp_path, TYPED))

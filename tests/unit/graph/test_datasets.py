@@ -9,7 +9,7 @@ import pytest
 
 from halocast.errors import GraphError, MisuseError
 from halocast.runtime.graph.datasets import DATA_VARIABLE, data_root, embedded_path, known_datasets, load_graph, search_path
-from halocast.runtime.graph.generator import generate_graph
+from halocast.runtime.graph.generator import generate_graph, write_generated
 from halocast.runtime.graph.npz import save_npz
 
 
@@ -66,6 +66,8 @@ def test_search_path_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         ("generated:nodes=100,degre=3", "'degre' is unknown; did you mean 'average_degree|degre"),
         ("generated:nodes=many,degree=3", "nodes must be a number, not 'many'"),
         ("generated:nodes=100,degree=3,homophily=2", "homophily = 2.0 is out of range"),
+        ("generated:nodes=100,degree=3,relations=-1", "relations = -1 is out of range; allowed: 0 to 10000"),
+        ("generated:nodes=100,degree=3,edge_dims=2", "'edge_dims' is unknown; did you mean 'edge_dim'"),
         ("pyg:Nothing", "pyg:Nothing is unknown"),
     ],
 )
@@ -94,6 +96,22 @@ def test_generated(folder: Path) -> None:
     graph = load_graph("generated:nodes=400,degree=6,classes=4,communities=8,features=5,homophily=0.6,seed=3")
     same = generate_graph(400, 6.0, classes=4, communities=8, features=5, homophily=0.6, seed=3)
     assert graph.fingerprint == same.fingerprint
+
+
+def test_generated_with_edge_data(folder: Path) -> None:
+    graph = load_graph("generated:nodes=400,degree=6,relations=4,edge_dim=8")
+    assert (len(graph.relations), graph.edge_dim) == (8, 8)
+
+
+def test_known_datasets_say_what_edges_carry(folder: Path) -> None:
+    write_generated(folder / "typed.npz", 100, 4, features=2, classes=2, communities=2, relations=3, edge_dim=5)
+    write_generated(folder / "untyped.npz", 100, 4, features=2, classes=2, communities=2)
+    known = {each.name: each for each in known_datasets()}
+    assert (known["typed"].edge_dim, known["typed"].relations) == (5, 3)
+    assert (known["untyped"].edge_dim, known["untyped"].relations) == (0, 0)
+    save_npz(load_graph("typed"), folder / "both.npz")  # with inverse relations and both directions of every edge
+    both = next(each for each in known_datasets() if each.name == "both")
+    assert (both.edges, both.edge_dim, both.relations) == (known["typed"].edges, 5, 6)
 
 
 def test_csv_with_a_named_table(folder: Path) -> None:

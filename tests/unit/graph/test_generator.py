@@ -185,3 +185,34 @@ def test_impossible_settings(changes: dict[str, Any], message: str) -> None:
 def test_settings_are_recorded() -> None:
     graph = generate_graph(500, 4, features=3, seed=9)
     assert graph.meta["generator"] == vars(GeneratorSettings(500, 4, features=3, seed=9))
+
+
+def test_edge_data_is_made_by_seed_and_streams_to_the_same_graph(tmp_path: Path) -> None:
+    asked = {"features": 3, "communities": 8, "classes": 4, "seed": 5}
+    bare = generate_graph(3000, 12, **asked)
+    graph = validate(generate_graph(3000, 12, relations=3, edge_dim=2, **asked))
+    assert (len(graph.relations), graph.edge_dim) == (6, 2)
+    assert graph.edge_types is not None
+    assert graph.edge_features is not None
+    np.testing.assert_array_equal(graph.indices, bare.indices)
+    np.testing.assert_array_equal(graph.features, bare.features)
+    rows = np.repeat(np.arange(graph.nodes), graph.degrees)
+    assert ((graph.edge_types < 3) == (graph.indices < rows)).all()  # the lower id speaks, the higher one hears
+    counts = np.bincount(graph.edge_types, minlength=6)
+    assert (counts[:3] == counts[3:]).all()
+    assert counts.min() > 0.9 * counts.mean()
+    assert abs(graph.edge_features.std() - 1) < 0.02
+    write_generated(tmp_path / "g.npz", 3000, 12, relations=3, edge_dim=2, **asked)
+    assert load_npz(tmp_path / "g.npz").fingerprint == graph.fingerprint
+    typed = generate_graph(3000, 12, relations=3, **asked)
+    np.testing.assert_array_equal(typed.edge_types, graph.edge_types)
+    assert typed.edge_features is None
+    assert generate_graph(3000, 12, relations=3, edge_dim=2, **asked | {"seed": 6}).fingerprint != graph.fingerprint
+
+
+def test_edge_data_of_a_graph_without_edges(tmp_path: Path) -> None:
+    asked = {"features": 2, "communities": 1, "classes": 1, "homophily": 1.0, "community_mixing": 0.0}
+    graph = validate(generate_graph(6, 0, relations=2, edge_dim=3, **asked))
+    assert (graph.nnz, graph.edge_dim, len(graph.relations)) == (0, 3, 4)
+    write_generated(tmp_path / "g.npz", 6, 0, relations=2, edge_dim=3, **asked)
+    assert load_npz(tmp_path / "g.npz").edge_dim == 3

@@ -181,3 +181,59 @@ def test_2_to_31_edges_with_int32_ids(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(GraphError, match=r"g.npz: 6 edges are 12 entries in both directions.*store edge_index as int64"):
         load_npz(write(tmp_path / "g.npz"))
     assert load_npz(write(tmp_path / "h.npz", edge_index=arrays()["edge_index"].astype(np.int64))).edges == 6
+
+
+RING_TYPES = np.array([0, 1, 0, 2, 1, 0])
+RING_FEATURES = np.arange(12, dtype=np.float64).reshape(6, 2) / 4
+RELATIONS = np.array(["next", "wraps", "skips"])
+
+
+def test_edge_data_of_edges_stored_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "g.npz", edge_type=RING_TYPES, edge_attr=RING_FEATURES, relations=RELATIONS)
+    graph = load_npz(path)
+    assert graph.relations == ("next", "wraps", "skips", "inverse of next", "inverse of wraps", "inverse of skips")
+    assert graph.edge_types is not None
+    assert graph.edge_features is not None
+    # Row 0 hears from 1 (the reverse of edge 0) and 5 (of edge 1); row 5 from 0 (edge 1) and 4 (edge 5).
+    assert graph.edge_types[[0, 1, 10, 11]].tolist() == [3, 4, 1, 0]
+    np.testing.assert_array_equal(graph.edge_features[[0, 1, 10, 11]], RING_FEATURES[[0, 1, 1, 5]])
+
+
+@pytest.mark.parametrize("left_out", [{}, {"edge_attr": None}, {"edge_type": None, "relations": None}], ids=str)
+def test_edge_data_round_trip_is_exact_and_reproducible(tmp_path: Path, left_out: dict[str, Any]) -> None:
+    stored = {"edge_type": RING_TYPES, "edge_attr": RING_FEATURES, "relations": RELATIONS}
+    graph = load_npz(write(tmp_path / "g.npz", **stored | left_out))
+    assert graph.fingerprint != load_npz(write(tmp_path / "bare.npz")).fingerprint
+    save_npz(graph, tmp_path / "a.npz")
+    again = load_npz(tmp_path / "a.npz")
+    save_npz(again, tmp_path / "b.npz")
+    assert again.fingerprint == graph.fingerprint
+    assert again.relations == graph.relations
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    assert load_npz(tmp_path / "a.npz", symmetrise=True).fingerprint == graph.fingerprint
+
+
+def test_both_directions_keep_types_of_their_own(tmp_path: Path) -> None:
+    edges = np.array([[0, 1, 2, 1], [1, 0, 1, 2]])
+    graph = load_npz(write(tmp_path / "g.npz", edge_index=edges, edge_type=np.array([0, 1, 1, 1])))
+    assert graph.relations == ("relation 0", "relation 1")
+    assert graph.edge_types is not None
+    assert graph.edge_types.tolist() == [1, 0, 1, 1]  # 1 -> 0, 0 -> 1, 2 -> 1, 1 -> 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"edge_type": RING_TYPES[:5]}, r"edge types have shape \[5\], needed is \[6\]"),
+        ({"edge_type": RING_TYPES + 1, "relations": RELATIONS}, "edge type 3 of edge 3 is unknown; relations are 0 to 2"),
+        ({"relations": RELATIONS}, "3 relations are named, but no edge has a type"),
+        ({"edge_type": RING_TYPES, "relations": np.arange(3)}, r"relations are int64 \[3\], needed is text \[relations\]"),
+        ({"edge_type": RING_TYPES, "relations": np.array([None])}, "holds Python objects"),
+        ({"edge_attr": np.full((6, 1), np.nan)}, r"edge feature 0 of entry 0 \(1 -> 0\) is nan"),
+        ({"edge_attr": np.ones((5, 2))}, "edge features have 5 rows for 6 edges"),
+    ],
+)
+def test_bad_edge_data(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(GraphError, match=rf"g\.npz: .*{message}") as caught:
+        load_npz(write(tmp_path / "g.npz", **changes))
+    assert "\n" not in str(caught.value)

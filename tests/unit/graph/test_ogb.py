@@ -133,3 +133,16 @@ def test_absent_data_and_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "ogb.nodeproppred", None)
     with pytest.raises(MisuseError, match=r"is not in .*ogbn_arxiv.*pip install 'halocast\[ogb\]'"):
         load_ogb("ogbn-arxiv", tmp_path)
+
+
+def test_edge_features_of_both_forms(tmp_path: Path) -> None:
+    values = np.arange(12).reshape(6, 2) / 2
+    raw = text_form(tmp_path / "text")
+    table(raw / "edge-feat.csv.gz", values)
+    graph = load_ogb("ogbn-small", tmp_path / "text")
+    assert graph.edge_features is not None
+    # BOTH lists 0 -> 1, 1 -> 2, 3 -> 1 and their reverses; the rows of 0 to 3 hear from [1], [0, 2, 3], [1], [1].
+    np.testing.assert_array_equal(graph.edge_features, values[[3, 0, 4, 2, 1, 5]])
+    raw = binary_form(tmp_path / "binary", np.array([[1], [0], [1], [2]]))
+    np.savez(raw / "data.npz", edge_index=BOTH.T, node_feat=FEATURES, edge_feat=values)
+    assert load_ogb("ogbn-small", tmp_path / "binary").fingerprint == graph.fingerprint

@@ -54,9 +54,23 @@ def test_multilabel_and_no_masks() -> None:
     assert (graph.train_mask.sum(), graph.val_mask.sum(), graph.test_mask.sum()) == (2, 1, 1)
 
 
+def test_edge_attributes_and_types() -> None:
+    graph = from_pyg(data(edge_attr=torch.tensor([0.5, 1.5, 2.5, 3.5]), edge_type=torch.tensor([0, 1, 2, 0])))
+    assert graph.relations == ("relation 0", "relation 1", "relation 2")
+    assert graph.edge_features is not None
+    assert graph.edge_types is not None
+    assert graph.edge_features.tolist() == [[1.5], [0.5], [3.5], [2.5]]  # 1 -> 0, 0 -> 1, 2 -> 1, 1 -> 2
+    assert graph.edge_types.tolist() == [1, 0, 0, 2]
+    once = from_pyg(data(edge_index=torch.tensor([[1, 2], [0, 1]]), edge_type=torch.tensor([0, 1])), symmetrise=True)
+    assert once.relations == ("relation 0", "relation 1", "inverse of relation 0", "inverse of relation 1")
+    assert once.edge_types is not None
+    assert once.edge_types.tolist() == [0, 2, 1, 3]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"edge_type": torch.zeros(3, dtype=torch.int64)}, r"edge types have shape \[3\], needed is \[4\]"),
         ({"x": None}, "pyg: the PyG Data object has no x"),
         ({"edge_index": torch.tensor([[0], [1]])}, r"not symmetric: 0 -> 1"),
         ({"edge_index": torch.tensor([[0, 9], [9, 0]])}, r"edge 0 is \(0, 9\), but node ids run from 0 to 3"),

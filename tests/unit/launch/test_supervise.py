@@ -19,6 +19,8 @@ SILENT = Death(4, 3, 300, None, "ValueError: unreported")
 ABORTED = Death(3, -6, 200)
 SECONDARY = Death(0, 1, 100, Report(0, "RuntimeError: Connection closed by peer", 1, primary=False))
 LOST = Death(5, 1, 150, None, "RuntimeError: [pair.cc:534] Connection reset by peer")
+STARVED = Death(5, 1, 300, Report(5, "ran out of memory: no more could be had", out_of_memory=True))
+BAD_ALLOC = Death(6, -6, 300, None, "what():  std::bad_alloc")
 
 
 @pytest.fixture
@@ -39,6 +41,9 @@ def error_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([LOST, SECONDARY], "rank 0 failed: RuntimeError: Connection closed by peer", 1),
         ([Death(7, 4, 1)], "rank 7 failed with exit code 4", 1),
         ([Death(7, -63, 1)], "rank 7 was killed by signal 63 (unnamed)", 1),
+        ([STARVED, SECONDARY, ABORTED], "rank 5 ran out of memory: no more could be had", 1),
+        ([BAD_ALLOC, SECONDARY, ABORTED], "rank 6 ran out of memory: what():  std::bad_alloc", 1),
+        ([Death(7, -9, 5, None, "MemoryError")], "rank 7 was killed by signal 9 (SIGKILL)", 1),
         ([Death(6, -9, 20), Death(7, -11, 10)], "rank 7 was killed by signal 11 (SIGSEGV)", 1),
     ],
 )
@@ -74,7 +79,7 @@ def test_an_exception_is_reported_in_one_line(
     text = error_file.read_text()
     assert text.count("\n") == 1
     fields = json.loads(text)
-    assert set(fields) == {"rank", "message", "exit_code", "primary"}
+    assert set(fields) == {"rank", "message", "exit_code", "primary", "out_of_memory"}
     assert (fields["rank"], fields["exit_code"], fields["primary"]) == (3, exit_code, primary)
     assert message is None or fields["message"] == message
     assert read_report(error_file) == Report(3, fields["message"], exit_code, primary)
@@ -87,6 +92,15 @@ def test_a_report_that_cannot_be_read_is_none(tmp_path: Path, text: str) -> None
     path.write_text(text)
     assert read_report(path) is None
     assert read_report(tmp_path / "nowhere") is None
+
+
+def test_a_report_says_what_it_is_about(error_file: Path) -> None:
+    supervise.report_failure("ran out of memory: no more could be had", out_of_memory=True)
+    report = read_report(error_file)
+    assert report == Report(3, "ran out of memory: no more could be had", out_of_memory=True)
+    assert choose_cause([Death(3, 1, 1, report)]).out_of_memory
+    assert choose_cause([BAD_ALLOC]).out_of_memory
+    assert not choose_cause([PRIMARY]).out_of_memory
 
 
 def test_without_a_launcher_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

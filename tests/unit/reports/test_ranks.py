@@ -105,22 +105,22 @@ def test_means_over_epochs_and_warming_up(tmp_path):
     assert last_shares(last, 2).tolist() == [0.0, 1.0]
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize(("ranks", "prefetch"), [(3, 0), (3, 1), (4, 1), (4, 3)])
-def test_rounds_that_are_in_flight_at_once(tmp_path, ranks, prefetch):
+def test_rounds_that_are_in_flight_at_once(tmp_path, ranks, prefetch, batch_norm):
     """Method sar: a wait is late until its peer comes to the same round, whatever other rounds it came to before."""
-    trace, simulation = simulated(tmp_path, ranks, prefetch=prefetch)
+    trace, simulation = simulated(tmp_path, ranks, prefetch=prefetch, batch_norm=batch_norm)
     late = {rank: dict.fromkeys(range(ranks), 0.0) for rank in range(ranks)}  # who waits, for whom
-    begun = {}  # (layer, direction, round), or layer of a sum: start by rank
+    begun = {}  # (kind, layer, direction, round): start by rank
     for rank, (work, timeline) in enumerate(zip(simulation.work, simulation.ranks, strict=True)):
         for index, each in enumerate(work.operations):
-            if isinstance(each, Exchange):
-                begun.setdefault((each.layer, each.direction, work.rounds[index]), {})[rank] = timeline.start[index]
-            elif isinstance(each, AllReduce):
-                begun.setdefault(each.layer, {})[rank] = timeline.start[index]
+            if isinstance(each, Exchange | AllReduce):
+                place = type(each), each.layer, each.direction, work.rounds[index]
+                begun.setdefault(place, {})[rank] = timeline.start[index]
     for rank, (work, timeline) in enumerate(zip(simulation.work, simulation.ranks, strict=True)):
         for index, flight in work.flights.items():
             each = work.operations[index]
-            starts = begun[each.layer if each.peer < 0 else (each.layer, each.direction, work.rounds[flight])]
+            starts = begun[type(work.operations[flight]), each.layer, each.direction, work.rounds[flight]]
             culprit = max(starts, key=starts.get) if each.peer < 0 else each.peer
             missing = max(0.0, starts[culprit] - timeline.start[index])
             late[rank][culprit] += min(missing, timeline.wall[index]) if culprit != rank else 0.0
@@ -131,7 +131,7 @@ def test_rounds_that_are_in_flight_at_once(tmp_path, ranks, prefetch):
     assert times.holdups.tolist() == pytest.approx(holdups, abs=1e-7)
     last = last_to_send(trace, times.epochs)
     found = last.set_index(["layer", "direction", "round"])["rank"].to_dict()
-    assert found == {place: max(starts, key=starts.get) for place, starts in begun.items() if isinstance(place, tuple)}
+    assert found == {place[1:]: max(starts, key=starts.get) for place, starts in begun.items() if place[0] is Exchange}
     assert len(found) == (ranks - 1) * len({place[:2] for place in found})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ import torch
 from tests.reference import dense_adjacency
 from tests.reference_layers import dense_epoch
 from tests.support.graphs import Case, chain_case, random_case
-from tests.support.sessions import EPOCH, RankAnswer, largest_relative_error, run_config, train_one_epoch
+from tests.support.sessions import EPOCH, RankAnswer, largest_relative_error, run_config, shards_of, train_one_epoch
 from torch import Tensor
 
 from halocast.runtime.config import RunConfig
-from halocast.runtime.session import build_network
+from halocast.runtime.programs import METHODS
+from halocast.runtime.session import build_network, build_view
+from halocast.traces.buffers import walk
+from halocast.traces.operations import Exchange, Free, Keep
 
 TOLERANCE = {"float64": 1e-12, "float32": 2e-6}
 SAVINGS = ("aggregate_features_once", "transform_first", "labelled_gradients_only", "keep_halo_features")
@@ -55,7 +59,7 @@ def reference(case: Case, config: RunConfig, dtype: torch.dtype = torch.float64)
         dense_adjacency(graph.nodes, case.edges).to(dtype),
         options=model.options,
         dropout=model.dropout,
-        norm=model.norm == "layer",
+        norm=model.norm,
         residual=model.residual,
         seed=config.seed,
         epoch=EPOCH,
@@ -136,3 +140,103 @@ def test_a_part_without_any_node(layer: str, name: str, tmp_path: Path) -> None:
 def test_sparse_features(layer: str, name: str, tmp_path: Path) -> None:
     method = {"name": name, "exact": NONE}
     assert_exact(random_case(3, sparse=True), tmp_path, 3, model=model_of(layer), method=method, dtype="float64")
+
+
+def sent_by_program(answers: list[RankAnswer]) -> int:
+    planned = [each for answer in answers for each in walk(METHODS["sar"].epoch(answer.session.view))]
+    return sum(each.work.bytes_out for each in planned if isinstance(each, Exchange))
+
+
+@pytest.mark.parametrize(("keep", "times"), [(False, 3), (True, 2)])
+@pytest.mark.parametrize("layer", ["gat", "gatv2"])
+@pytest.mark.parametrize("parts", [2, 4, 7])
+def test_a_block_crosses_three_times_or_two(parts: int, layer: str, keep: bool, times: int, tmp_path: Path) -> None:
+    """Case 2 costs 3 V, or 2 V where blocks are kept: V = the sum over layers of 4 F Σ|B(q→r)|, F the packed message."""
+    case = random_case(parts)
+    config = run_config(parts, model=model_of(layer), method=sequential(keep=keep))
+    answers, hub = train_one_epoch(case, config, tmp_path / "shards")
+    boundary = sum(answer.session.view.part.boundary for answer in answers)
+    widths = [12, 12, 3 * case.graph.classes]
+    once = 4 * boundary * sum(width + (3 if layer == "gat" else 0) for width in widths)
+    assert sent_by_program(answers) == times * once
+    assert sum(size for _, _, size in hub.sent_bytes) == times * once + once  # `train_one_epoch` evaluates as well
+
+
+@pytest.mark.parametrize("layer", ["sage-max", "gated", "gin"])
+def test_static_features_are_not_sent_back(layer: str, tmp_path: Path) -> None:
+    """The first layer's messages are features, which want no gradient; only learnt messages meet them again."""
+    case = random_case(4)
+    config = run_config(4, model=model_of(layer), method=sequential())
+    answers, _ = train_one_epoch(case, config, tmp_path / "shards")
+    boundary = sum(answer.session.view.part.boundary for answer in answers)
+    features, hidden = case.graph.feature_dim, 12
+    again = {"sage-max": (1, 3), "gated": (2, 3), "gin": (1, 2)}[layer]
+    assert sent_by_program(answers) == 4 * boundary * (again[0] * features + again[1] * 2 * hidden)
+
+
+@pytest.mark.parametrize("keep", [False, True, [1]])
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+@pytest.mark.parametrize("layer", ["gat", "sage-max", "gin"])
+@pytest.mark.parametrize("parts", [2, 7])
+def test_few_remote_blocks_are_alive_at_any_time(parts: int, layer: str, prefetch: int, keep: Any, tmp_path: Path) -> None:
+    """At most d + 2, and those of the layers that keep theirs."""
+    config = run_config(parts, model=model_of(layer), method=sequential(prefetch=prefetch, keep=keep))
+    shards = shards_of(random_case(parts), tmp_path / "shards")
+    network = build_network(config, 11, 5)
+    kept = () if layer == "gin" or keep is False else (0, 1, 2) if keep is True else (1,)
+    stay = tuple(f"block{index}." for index in kept)
+    for rank in range(parts):
+        alive: set[str] = set()
+        most = 0
+        for operation in walk(METHODS["sar"].epoch(build_view(config, network, shards, rank))):
+            if isinstance(operation, Keep) and operation.name.startswith(("block", "gradient_block")):
+                alive.add(operation.name)
+            elif isinstance(operation, Free):
+                alive.discard(operation.name)
+            passing = {name for name in alive if name.endswith(".again") or not name.startswith(stay)}
+            most = max(most, len(passing))
+        assert not alive
+        assert most <= min(prefetch + 2, 2 * (parts - 1))
+        assert most > 0 or len(kept) == 3
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_sequential_evaluation_is_that_of_plain_training(layer: str, tmp_path: Path) -> None:
+    logits = []
+    for method in (sequential(), {"name": "full", "exact": NONE}):
+        config = run_config(4, model=model_of(layer, norm="layer"), method=method, dtype="float64")
+        answers, _ = train_one_epoch(random_case(4), config, tmp_path / method["name"])
+        logits.append([answer.logits for answer in answers])
+    for here, there in zip(*logits, strict=True):
+        assert largest_relative_error({"logits": here}, {"logits": there}) <= 1e-12
+
+
+def test_ties_of_a_maximum_across_parts(tmp_path: Path) -> None:
+    """Features of few values: neighbours in several parts share a maximum, and its gradient."""
+    case = random_case(4)
+    features = np.round(np.asarray(case.graph.features)).clip(-1, 1)
+    tied = Case(replace(case.graph, features=features), case.edges, case.assignment)
+    assert_exact(tied, tmp_path, 4, model=model_of("sage-max", dropout=0.0), method=sequential(), dtype="float64")
+
+
+@pytest.mark.parametrize("name", ["full", "sar"])
+def test_a_message_that_ignores_its_target(name: str, tmp_path: Path) -> None:
+    """An elementwise weight that learns, against the same layer on one rank."""
+    model = {"layer": "tests.support.messages:Plain", "layers": 3, "hidden": 12, "dropout": 0.4}
+    found = []
+    for parts in (1, 4):
+        config = run_config(parts, model=model, method={"name": name, "exact": NONE}, dtype="float64")
+        answers, _ = train_one_epoch(random_case(parts), config, tmp_path / str(parts))
+        found.append(answers[0].gradients)
+    assert float(found[0]["layers.0.edge_weight"].abs().max()) > 0.0
+    assert largest_relative_error(found[1], found[0]) <= 1e-12
+
+
+def test_quantised_plain_training_runs_layers_by_blocks(tmp_path: Path) -> None:
+    """32 bits on the wire are plain training, bit for bit."""
+    answers = []
+    for method in ({"name": "adaqp", "bits": 32, "exact": NONE}, {"name": "full", "exact": NONE}):
+        config = run_config(3, model=model_of("gat"), method=method)
+        answers.append(train_one_epoch(random_case(3), config, tmp_path / method["name"])[0][0])
+    for name, gradient in answers[0].gradients.items():
+        assert torch.equal(gradient, answers[1].gradients[name])

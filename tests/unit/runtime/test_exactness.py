@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.graphs import Case, chain_case, random_case
+from tests.support.graphs import CLASSES, Case, chain_case, random_case
 from tests.support.sessions import largest_relative_error, reference_epoch, run_config, train_one_epoch
 
 TOLERANCE = {"float64": 1e-12, "float32": 2e-6}
@@ -164,11 +164,14 @@ def test_frozen_and_missing_parameters(tmp_path: Path) -> None:
     assert float(answers[0].gradients["layers.0.linear.weight"].abs().sum()) > 0
 
 
-def test_an_opaque_layer_equals_the_built_in_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_an_opaque_layer_equals_the_built_in_one(parts: int, residual: bool, tmp_path: Path) -> None:
     """An opaque copy of GraphSAGE goes through autograd; the reference is the dense model."""
-    model = {"layer": "tests.support.layers:OpaqueSAGE", "layers": 3, "hidden": 8, "dropout": 0.3, "norm": "layer"}
-    config = run_config(3, model=model, dtype="float64")
-    case = random_case(3)
+    layer, hidden = "tests.support.layers:OpaqueSAGE", CLASSES if residual else 8  # so the last layer has a skip, too
+    model = {"layer": layer, "layers": 3, "hidden": hidden, "dropout": 0.3, "norm": "layer", "residual": residual}
+    config = run_config(parts, model=model, dtype="float64")
+    case = random_case(parts)
     answers, _ = train_one_epoch(case, config, tmp_path / "shards")
     same = config.model_copy(update={"model": config.model.model_copy(update={"layer": "sage"})})
     loss, gradients = reference_epoch(case, same)

@@ -16,7 +16,9 @@ from halocast.runtime.models.shapes import SELF_LOOP, built_in_specs
 @pytest.mark.parametrize("layer", sorted(SELF_LOOP))
 @pytest.mark.parametrize("layers", [1, 2, 4])
 def test_built_in_specs_are_those_of_the_network(layer: str, layers: int) -> None:
-    for norm, residual, (dim_in, hidden, classes) in product(("none", "layer"), (False, True), ((12, 8, 3), (8, 8, 8))):
+    for norm, residual, (dim_in, hidden, classes) in product(
+        ("none", "layer", "batch"), (False, True), ((12, 8, 3), (8, 8, 8))
+    ):
         model = {"layer": layer, "layers": layers, "hidden": hidden, "dropout": 0.3, "norm": norm, "residual": residual}
         network = GraphNetwork(NetworkShape(**model), dim_in, classes, seed=0, dtype=torch.float32)
         assert built_in_specs(ModelConfig(**model), dim_in, classes) == network.specs(), model

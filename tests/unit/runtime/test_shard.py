@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.support.sessions import shards_of
 
 from halocast.errors import MisuseError
 from halocast.runtime.graph.shard import MANIFEST, SHARD_VERSION, open_shards, partition_statistics, write_shards
+from halocast.traces.workload import PartStatistics
 
 
 def neighbours(case: Case) -> list[set[int]]:
@@ -88,6 +90,102 @@ def test_halo_rows_beside_a_labelled_row_come_first(tmp_path: Path) -> None:
             ]
             assert labelled == sorted(labelled, reverse=True)
             assert sum(labelled) == statistics.labelled_halo_from[peer]
+
+
+def with_edge_data(case: Case, *, features: bool = True, types: bool = True) -> Case:
+    """The case with random edge data, every entry's of its own."""
+    random, nnz = np.random.default_rng(7), case.graph.nnz
+    graph = dataclasses.replace(
+        case.graph,
+        edge_features=random.standard_normal((nnz, 3)).astype(np.float32) if features else None,
+        edge_types=random.integers(0, 4, nnz).astype(np.int32) if types else None,
+        relations=("a", "b", "inverse of a", "inverse of b") if types else (),
+    )
+    return dataclasses.replace(case, graph=graph)
+
+
+@pytest.mark.parametrize(
+    "case", [random_case(1), random_case(3), random_case(4), random_case(8, nodes=40), chain_case(4)], ids=str
+)
+def test_edge_data_of_a_part_is_the_graphs(case: Case, tmp_path: Path) -> None:
+    case = with_edge_data(case)
+    graph = case.graph
+    assert graph.edge_features is not None
+    assert graph.edge_types is not None
+    place = {
+        (row, int(graph.indices[at])): at
+        for row in range(graph.nodes)
+        for at in range(graph.indptr[row], graph.indptr[row + 1])
+    }
+    shards, seen = shards_of(case, tmp_path / "shards"), 0
+    for part in range(shards.parts):
+        shard = shards.open(part)
+        assert shard.edge_features is not None
+        assert shard.edge_types is not None
+        ids, own = np.asarray(shard.global_ids), shard.statistics.own
+        rows = np.repeat(np.arange(own), np.diff(shard.indptr))
+        columns = np.asarray(shard.indices)
+        assert len(shard.edge_features) == len(shard.edge_types) == len(columns)
+        for entry, (row, column) in enumerate(zip(rows, columns, strict=True)):
+            if row == column:
+                assert shard.edge_types[entry] == -1
+                assert not shard.edge_features[entry].any()
+                continue
+            at = place[int(ids[row]), int(ids[column])]
+            assert shard.edge_types[entry] == graph.edge_types[at]
+            np.testing.assert_array_equal(shard.edge_features[entry], graph.edge_features[at])
+            seen += 1
+    assert seen == graph.nnz
+
+
+@pytest.mark.parametrize("case", [random_case(1), random_case(3), random_case(4), chain_case(4)], ids=str)
+def test_halo_entries_are_found_in_the_rows_they_belong_to(case: Case, tmp_path: Path) -> None:
+    shards = shards_of(with_edge_data(case), tmp_path / "shards")
+    for part in range(shards.parts):
+        shard, statistics = shards.open(part), shards.statistics(part)
+        assert shard.halo_entry is not None
+        assert shard.halo_entry.dtype == np.int64
+        rows = np.repeat(np.arange(statistics.own), np.diff(shard.indptr))
+        halo = statistics.own + np.repeat(np.arange(statistics.halo), np.diff(shard.halo_indptr))
+        assert len(shard.halo_entry) == statistics.nnz_halo
+        np.testing.assert_array_equal(rows[shard.halo_entry], shard.halo_indices)
+        np.testing.assert_array_equal(np.asarray(shard.indices)[shard.halo_entry], halo)
+
+
+@pytest.mark.parametrize(("features", "types"), [(True, True), (True, False), (False, True), (False, False)])
+def test_shards_say_what_edge_data_they_hold(features: bool, types: bool, tmp_path: Path) -> None:
+    case = with_edge_data(random_case(3), features=features, types=types)
+    shards = open_shards(shards_of(case, tmp_path / "shards").folder)
+    assert shards.graph["edge_dim"] == (3 if features else 0)
+    assert tuple(shards.graph["relations"]) == case.graph.relations
+    for shard in (shards.open(part) for part in range(3)):
+        assert (shard.statistics.edge_dim, shard.statistics.relations) == (3 * features, 4 * types)
+        assert (shard.edge_features is None, shard.edge_types is None) == (not features, not types)
+        assert (shard.halo_entry is None) == (not features and not types)
+        edge_files = {path.stem for path in shard.folder.iterdir()} & {"edge_features", "edge_types", "halo_entry"}
+        held = {"edge_features": features, "edge_types": types, "halo_entry": features or types}
+        assert edge_files == {name for name, there in held.items() if there}
+
+
+def test_edge_data_changes_no_other_array(tmp_path: Path) -> None:
+    bare = shards_of(random_case(3), tmp_path / "bare")
+    rich = shards_of(with_edge_data(random_case(3)), tmp_path / "rich")
+    for part in range(3):
+        for path in bare.open(part).folder.iterdir():
+            assert path.read_bytes() == (rich.open(part).folder / path.name).read_bytes(), path.name
+
+
+def test_shards_from_before_edge_data_still_open(tmp_path: Path) -> None:
+    shards = shards_of(random_case(2), tmp_path / "shards")
+    manifest = json.loads((shards.folder / MANIFEST).read_text())
+    for document in (manifest["graph"], *manifest["statistics"]):
+        del document["edge_dim"], document["relations"]
+    (shards.folder / MANIFEST).write_text(json.dumps(manifest))
+    old = open_shards(shards.folder)
+    assert (old.graph["edge_dim"], old.graph["relations"]) == (0, [])
+    assert old.statistics(1) == shards.statistics(1)
+    assert old.open(1).edge_types is None
+    assert PartStatistics.from_json(shards.statistics(1).to_json()) == shards.statistics(1)
 
 
 @settings(max_examples=25, deadline=None)

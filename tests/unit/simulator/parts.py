@@ -13,8 +13,12 @@ from halocast.traces.operations import AllReduce, Exchange, Operation
 from halocast.traces.workload import ExactSavings, LayerSpec, PartStatistics, Workload
 
 
-def layer(dim_in: int, dim_out: int, *, last: bool = False) -> LayerSpec:
-    return LayerSpec(dim_in, dim_out, self_loop=True, activation=not last, parameters=dim_in * dim_out + dim_out)
+def layer(dim_in: int, dim_out: int, *, last: bool = False, batch_norm: bool = False) -> LayerSpec:
+    normalized, parameters = batch_norm and not last, dim_in * dim_out + dim_out
+    return LayerSpec(
+        dim_in, dim_out, self_loop=True, norm=normalized, batch_norm=normalized, activation=not last,
+        parameters=parameters + (2 * dim_out if normalized else 0),
+    )  # fmt: skip
 
 
 def workload(
@@ -24,6 +28,7 @@ def workload(
     dims: tuple[int, ...] = (16, 16, 4),
     exact: ExactSavings | None = None,
     overlap: bool = True,
+    batch_norm: bool = False,
 ) -> Workload:
     """`rows` [ranks, ranks]: how many rows rank i sends rank j; every rank owns `own` nodes, half of them marginal."""
     ranks = len(rows)
@@ -43,7 +48,8 @@ def workload(
         )
         for rank in range(ranks)
     )
-    layers = tuple(layer(a, b, last=index == len(dims) - 2) for index, (a, b) in enumerate(pairwise(dims)))
+    last = len(dims) - 2
+    layers = tuple(layer(a, b, last=index == last, batch_norm=batch_norm) for index, (a, b) in enumerate(pairwise(dims)))
     return Workload(layers, parts, exact or ExactSavings.none(), overlap=overlap)
 
 
@@ -76,7 +82,10 @@ def neighbourhood(ranks: int, peers: int, seed: int = 0) -> np.ndarray:
 def lowered(
     load: Workload, *, bits: int = 0, sequential: bool = False, mean_seconds: float = 1e-3, spread: float = 0.3, seed: int = 0
 ) -> list[RankWork]:
-    """Programs (plain ones or SAR's; with `bits` all messages that wide, AdaQP's or SAR's) with random seconds; none for starting to communicate."""
+    """Programs with random seconds; none for starting to communicate.
+
+    `sequential`: SAR's; `bits`: of all its messages, or AdaQP's; 0: as they are.
+    """
     rng = np.random.default_rng(seed)
 
     def price(operation: Operation) -> float:

@@ -35,7 +35,7 @@ TOPOLOGIES = {
 }  # fmt: skip
 
 
-def random_case(seed, topology, *, most_ranks=8, least_ranks=1, sequential=False):
+def random_case(seed, topology, *, most_ranks=8, least_ranks=1, sequential=False, batch_norm=False):
     """Programs and a machine on which computing and communicating take about as long."""
     rng = np.random.default_rng(seed)
     ranks = int(rng.integers(least_ranks, most_ranks + 1))
@@ -46,13 +46,14 @@ def random_case(seed, topology, *, most_ranks=8, least_ranks=1, sequential=False
         dims=(*rng.choice([8, 16, 32, 64], int(rng.integers(2, 5))).tolist(), 4),
         exact=ExactSavings() if rng.random() < 0.5 else ExactSavings.none(),
         overlap=bool(rng.random() < 0.6),
+        batch_norm=batch_norm,
     )
     bits, spread = int(rng.choice([0, 1, 2, 8])), float(rng.choice([0.1, 1.0]))
     work = lowered(load, bits=bits, sequential=sequential, spread=spread, seed=seed)
     computing = np.mean([each.seconds.sum() for each in work])
     rate = max(exchanged_bytes(work), 1e3) / computing * 10 ** rng.uniform(-1.0, 1.0)
     # rounds and all-reduces that cost nothing begin at one instant, in another order in each engine
-    host, network = (BUSY, COSTLY) if rng.random() < 0.5 or sequential else (IDEAL, FREE)
+    host, network = (BUSY, COSTLY) if rng.random() < 0.5 or sequential or batch_norm else (IDEAL, FREE)
     return work, Machine(TOPOLOGIES[topology](ranks, rate), host, network)
 
 
@@ -77,6 +78,30 @@ def test_rounds_of_sequential_aggregation_meet_in_both_engines(topology, seed):
     epoch, timelines = differences(engine.simulate(work, machine), Lockstep.of(work).simulate(machine))
     assert epoch < 1e-6
     assert timelines < 1e-6
+
+
+@pytest.mark.parametrize("seed", range(200, 212))
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_several_all_reduces_of_a_layer_and_direction_meet_in_both_engines(topology, seed):
+    work, machine = random_case(seed, topology, least_ranks=2, sequential=seed % 3 == 0, batch_norm=True)
+    simulation = engine.simulate(work, machine)
+    epoch, timelines = differences(simulation, Lockstep.of(work).simulate(machine))
+    assert epoch < 1e-6
+    assert timelines < 1e-6
+    sums = {}  # by layer, direction and how many came before
+    for rank, timeline in zip(work, simulation.ranks, strict=True):
+        for index, turn in rank.rounds.items():
+            operation = rank.operations[index]
+            if isinstance(operation, AllReduce):
+                found = (timeline.start[index], timeline.done[index], operation.work.bytes_out)
+                sums.setdefault((operation.layer, operation.direction, turn), []).append(found)
+    layers = len({layer for layer, _, _ in sums})
+    assert len(sums) == layers + 3 * (layers - 1)
+    for ranks in sums.values():
+        starts, ends, sizes = zip(*ranks, strict=True)
+        assert max(starts) < min(ends)
+        assert len(sizes) == len(work)
+        assert len(set(sizes)) == 1
 
 
 @pytest.mark.parametrize("seed", range(30))

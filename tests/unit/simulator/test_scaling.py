@@ -153,6 +153,11 @@ def test_a_graph_without_edges_has_no_halo() -> None:
     assert not sum(part.halo for part in scaling.statistics(8))
 
 
+def test_edges_of_made_up_parts_carry_what_those_of_the_fitted_ones_do() -> None:
+    fitted_on = {parts: [replace(part, edge_dim=8, relations=6) for part in made()[parts]] for parts in FITTED}
+    assert {(part.edge_dim, part.relations) for part in fitted(fitted_on).statistics(32)} == {(8, 6)}
+
+
 def test_the_same_answer_each_time() -> None:
     assert fitted(made()).statistics(24) == fitted(made()).statistics(24)
 

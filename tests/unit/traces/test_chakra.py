@@ -184,12 +184,12 @@ def test_a_recorded_epoch_replays_as_it_ran(run, tmp_path):
     assert sum(sizes.values()) == epoch.messages["bytes_out"].sum()
 
 
-@pytest.mark.parametrize("bits", [0, 4])
+@pytest.mark.parametrize(("batch_norm", "bits"), [(False, 0), (True, 0), (False, 4)])
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
 @pytest.mark.parametrize("ranks", [3, 4])
-def test_rounds_in_flight_at_once_are_each_depended_on(tmp_path, ranks, prefetch, bits):
+def test_rounds_in_flight_at_once_are_each_depended_on(tmp_path, ranks, prefetch, batch_norm, bits):
     """Method sar: what follows a wait depends on what that round's giver sent, as the program says."""
-    trace, simulation = simulated(tmp_path / "trace", ranks, prefetch=prefetch, bits=bits)
+    trace, simulation = simulated(tmp_path / "trace", ranks, prefetch=prefetch, batch_norm=batch_norm, bits=bits)
     paths = export_chakra(trace, tmp_path / "et")
     assert check_chakra(trace, paths) == []
     for path, work in zip(paths, simulation.work, strict=True):
@@ -213,6 +213,20 @@ def test_rounds_in_flight_at_once_are_each_depended_on(tmp_path, ranks, prefetch
             depended |= {receives[each]: operation_of.get(node["id"]) for each in node["deps"] if each in receives}
         assert depended == taken
         assert len(depended) == len(receives) > 0
+        if batch_norm:
+            assert_sums_are_depended_on(nodes, work, operation_of)
+
+
+def assert_sums_are_depended_on(nodes, work, operation_of):
+    """What follows the wait for an all-reduce, of statistics or of gradients, depends on that one."""
+    sums = [node["id"] for node in nodes if node["type"] == COLLECTIVE]
+    posted = [index for index, each in enumerate(work.operations) if isinstance(each, AllReduce)]
+    waits = {flight: wait for wait, flight in work.flights.items()}
+    for node, index in zip(sums, posted, strict=True):
+        following = next(i for i in range(waits[index], len(work.operations)) if not isinstance(work.operations[i], Wait))
+        first = next(each["id"] for each in nodes if node in each["deps"] and each["id"] in operation_of)
+        assert operation_of[first] == following
+    assert len(sums) == 3 + 2 * 3
 
 
 def test_the_check_finds_a_receive_that_nothing_depends_on(tmp_path):

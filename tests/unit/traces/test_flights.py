@@ -30,7 +30,9 @@ def flights_of_programs(simulation):
     ],
 )
 def test_a_wait_is_for_what_the_program_waits_for(tmp_path, ranks, method, overlap, prefetch, bits):
-    trace, simulation = simulated(tmp_path, ranks, method, overlap=overlap, prefetch=prefetch, bits=bits)
+    batch_norm = ranks % 2 == 1  # several all-reduces of a layer and direction
+    options = {"overlap": overlap, "prefetch": prefetch, "bits": bits, "batch_norm": batch_norm}
+    trace, simulation = simulated(tmp_path, ranks, method, **options)
     expected = flights_of_programs(simulation)
     assert flights_by_wait(trace) == expected
     assert len(expected) == (trace.spans["op"] == "Wait").sum()
@@ -38,12 +40,16 @@ def test_a_wait_is_for_what_the_program_waits_for(tmp_path, ranks, method, overl
 
 @pytest.mark.parametrize(("ranks", "prefetch"), [(3, 1), (4, 3)])
 def test_ranks_meet_in_the_same_round(tmp_path, ranks, prefetch):
-    trace, simulation = simulated(tmp_path, ranks, prefetch=prefetch)
-    exchanges = trace.spans[(trace.spans["op"] == "Exchange") & (trace.spans["stream"] == "compute")]
-    found = dict(zip(zip(exchanges["rank"], exchanges["index"], strict=True), rounds(exchanges), strict=True))
+    trace, simulation = simulated(tmp_path, ranks, prefetch=prefetch, batch_norm=True)
+    found, turns = {}, {}
+    for op in ("Exchange", "AllReduce"):
+        flights = trace.spans[(trace.spans["op"] == op) & (trace.spans["stream"] == "compute")]
+        turns[op] = dict(zip(zip(flights["rank"], flights["index"], strict=True), rounds(flights), strict=True))
+        found |= turns[op]
     expected = {(rank, index): turn for rank, work in enumerate(simulation.work) for index, turn in work.rounds.items()}
     assert found == expected
-    assert set(found.values()) == set(range(ranks - 1))
+    assert set(turns["Exchange"].values()) == set(range(ranks - 1))
+    assert set(turns["AllReduce"].values()) == {0, 1}
     places = {
         (rank, index): (each.layer, each.direction)
         for rank, work in enumerate(simulation.work)
