@@ -55,7 +55,7 @@ def forecast(
     ranks:
         Processes that share the graph.
     method:
-        full or adaqp.
+        full, adaqp or sar.
     bits:
         Width of adaqp's messages, or sar's: 1 to 6, 8, 16, 32.
     bits_from:

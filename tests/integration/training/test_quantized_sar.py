@@ -1,4 +1,4 @@
-"""``halocast train --method sar --bits`` as a user runs it: real processes, and traces that the simulator's programs explain."""
+"""``halocast train --method sar --bits`` as a user runs it: real processes, and traces that programs explain."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_at_32_bits_it_is_rows_as_they_are_bit_for_bit(
 
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("exact", [LABELLED, dict.fromkeys(SAVINGS, True)])
-@pytest.mark.parametrize("method", [{}, {"keep": True}, {"keep": [1]}, {"overlap": False}])
+@pytest.mark.parametrize("method", [{}, {"keep": [1]}, {"overlap": False}, {"model": {"norm": "batch"}}])
 def test_at_32_bits_savings_and_kept_layers_change_nothing_either(
     method: dict[str, Any], exact: dict[str, bool], layer: str, tmp_path: Path
 ) -> None:
