@@ -28,7 +28,7 @@ COMMON = ["train", GRAPH, *SMALL, *SAVINGS, "--method", "sar", "--json"]
         ("sage", "4", ["--set", "method.prefetch=2"]),
         ("gat", "random", []),
         ("gat", "2", ["--set", "method.rounding=rotated", "--set", "method.keep=[1]"]),
-        ("sage-max", "adaptive", ["--set", "method.reassign_every=2", "--set", "method.adaptive.group_size=20"]),
+        ("sage-max", "adaptive", ["--set", "method.reassign_every=4", "--set", "method.adaptive.group_size=20"]),
     ],
 )
 def test_what_was_traced_is_what_is_simulated(model: str, bits: str, method: list[str], tmp_path: Path) -> None:
