@@ -219,10 +219,15 @@ def _check_method(config: RunConfig) -> None:
         raise MisuseError(f"method.keep: there is no layer {unknown[0]}; layers are 0 to {config.model.layers - 1}")
     if not method.quantises:
         if method.bits is not None:
-            raise MisuseError(f"method {method.name} sends rows as they are: leave method.bits out, or use --method adaqp")
+            raise MisuseError(
+                f"method {method.name} sends rows as they are: leave method.bits out, or use --method adaqp (or sar)"
+            )
         if config.trace.rows:
-            raise MisuseError(f"trace.rows records quantised messages, and method {method.name} has none: use --method adaqp")
+            way = "give it --bits" if method.name == "sar" else "use --method adaqp"
+            raise MisuseError(f"trace.rows records quantised messages, and method {method.name} has none: {way}")
         return
+    if method.dropping and method.name == "sar":
+        raise MisuseError("method sar drops no messages: leave method.dropping out, or use --method adaqp")
     rule = width_rule(config)
     if isinstance(rule, FileRule) and not rule.path.is_file():
         raise MisuseError(f"method.bits: there is no file {rule.path}; give a width, random, adaptive or an .npz")
@@ -231,7 +236,8 @@ def _check_method(config: RunConfig) -> None:
             f"method.reassign_every = {method.reassign_every}, but {rule.path} has no prices to renew widths by; leave it out"
         )
     if config.dtype != "float32":
-        raise MisuseError(f"method adaqp sends float32 rows, not {config.dtype}: leave dtype out")
+        way = "leave dtype out" if method.name == "adaqp" else "leave dtype or method.bits out"
+        raise MisuseError(f"method {method.name} sends float32 rows, not {config.dtype}: {way}")
     unknown = sorted(set(method.adaptive.choices) - set(CODED_WIDTHS))
     if unknown or not method.adaptive.choices:
         what = f"width {unknown[0]} is unknown" if unknown else "no width to choose from"

@@ -143,7 +143,7 @@ def observe(folder: Path) -> Observation:
         manifest.config, manifest.graph.name, manifest.graph.fingerprint, workload, manifest.machine.devices
     )
     bits = _traced_bits(trace, workload, epochs[-1], rotated=manifest.config["method"].get("rounding") == "rotated")
-    if configuration.method != "adaqp":
+    if not configuration.bits:
         bits = (None,) * workload.world_size
     observation = Observation(folder, trace, configuration, workload, bits, epochs, seconds, _peaks(folder))
     _check_structure(observation)
@@ -155,7 +155,7 @@ def _configuration(
 ) -> Configuration:
     method, model, partition = config["method"], config["model"], config["partition"]
     exact = "".join("1" if value else "0" for value in method["exact"].values())
-    bits = "" if method["name"] != "adaqp" else str(method["bits"] or "adaptive").removeprefix("uniform:")
+    bits = str(method.get("bits") or ("adaptive" if method["name"] == "adaqp" else "")).removeprefix("uniform:")
     return Configuration(
         graph=graph,
         fingerprint=fingerprint,
@@ -222,17 +222,17 @@ def _traced_bits(trace: Trace, workload: Workload, epoch: int, *, rotated: bool)
     messages = trace.messages
     messages = messages[(messages["phase"] == TRAIN) & (messages["epoch"] == epoch)]
     world = workload.world_size
-    tables: list[dict[tuple[int, Direction], tuple[list[BitHistogram], list[BitHistogram]]]] = [
-        defaultdict(lambda: ([()] * world, [()] * world)) for _ in range(world)
+    tables: list[dict[tuple[int, Direction], list[list[BitHistogram]]]] = [
+        defaultdict(lambda: [[()] * world for _ in range(4)]) for _ in range(world)
     ]
-    for row in messages.to_dict("records"):
-        outgoing, incoming = tables[row["rank"]][row["layer"], Direction(row["direction"])]
-        outgoing[row["peer"]], incoming[row["peer"]] = _histogram(row["bits_out"]), _histogram(row["bits_in"])
+    for row in messages.sort_values("index").to_dict("records"):
+        outgoing, incoming, again_outgoing, again_incoming = tables[row["rank"]][row["layer"], Direction(row["direction"])]
+        for bits, first, again in (("bits_out", outgoing, again_outgoing), ("bits_in", incoming, again_incoming)):
+            histogram = _histogram(row[bits])
+            if histogram:  # a message may go one way only
+                (again if first[row["peer"]] else first)[row["peer"]] = histogram
     return tuple(
-        BitAssignment(
-            {key: ExchangeBits(tuple(outgoing), tuple(incoming)) for key, (outgoing, incoming) in table.items()},
-            rotated=rotated,
-        )
+        BitAssignment({key: ExchangeBits(*map(tuple, widths)) for key, widths in table.items()}, rotated=rotated)
         for table in tables
     )
 

@@ -57,9 +57,9 @@ def forecast(
     method:
         full, adaqp or sar (with --set method.keep=true, or method.prefetch=2).
     bits:
-        Width of adaqp's messages: 1 to 6, 8, 16, 32.
+        Width of adaqp's messages, or sar's: 1 to 6, 8, 16, 32.
     bits_from:
-        A recorded adaqp run: take its shares of widths.
+        A recorded run of quantised messages: take its shares of widths.
     link:
         Rate of each rank's link, such as 200mbit; unshaped for the machine's own loopback.
     links:

@@ -157,11 +157,11 @@ def _widths(
     from halocast.simulator.forecast import assign_shares, assign_uniform, width_shares
     from halocast.simulator.observations import observe
 
-    if not config.method.quantises:
+    if not config.method.quantises and not (config.method.name == "sar" and bits_from is not None):
         return (None,) * workload.world_size, ()
     if bits_from is not None:
         run = observe(bits_from)
-        if run.configuration.method != config.method.name:
+        if run.configuration.method != config.method.name or not run.configuration.bits:
             raise MisuseError(
                 f"--bits-from {bits_from}: a run of method {run.configuration.method}, whose messages have no widths to take"
             )

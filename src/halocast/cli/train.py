@@ -57,7 +57,7 @@ def train(
     method:
         Training method: full (rows sent as they are), adaqp (quantised messages) or sar (one part after another, least memory).
     bits:
-        Widths of adaqp's messages: 1 to 6, 8, 16, 32; random; adaptive; or an .npz with a width a message.
+        Widths of adaqp's messages, or sar's: 1 to 6, 8, 16, 32; random; adaptive; or an .npz with a width a message.
     ranks:
         Processes that share the graph.
     model:

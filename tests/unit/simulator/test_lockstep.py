@@ -55,7 +55,7 @@ def random_case(seed, topology, *, most_ranks=8, least_ranks=1, sequential=False
         load = with_model(load, str(rng.choice(sorted(LAYERS))), layers=layers, hidden=8)
         load = replace(load, prefetch=int(rng.integers(0, 4)), kept_layers=kept)
     bits, spread = int(rng.choice([0, 1, 2, 8])), float(rng.choice([0.1, 1.0]))
-    work = lowered(load, bits=0 if sequential else bits, sequential=sequential, spread=spread, seed=seed)
+    work = lowered(load, bits=bits, sequential=sequential, spread=spread, seed=seed)
     computing = np.mean([each.seconds.sum() for each in work])
     rate = max(exchanged_bytes(work), 1e3) / computing * 10 ** rng.uniform(-1.0, 1.0)
     # rounds and all-reduces that cost nothing begin at one instant, in another order in each engine
