@@ -306,9 +306,7 @@ def estimate(config: RunConfig, report: Callable[[str], None] = lambda text: Non
     for rank in range(shards.parts):
         view = with_first_bits(config, network, shards, build_view(config, network, shards, rank))
         summary = summarize(walk(method.epoch(view)))
-        held = holdings(
-            _with_likely_aggregated(view), method, optimizer_states={"sgd": 1}.get(config.training.optimizer, ADAM)
-        )
+        held = holdings(_with_likely_aggregated(view), method, optimizer_states={"sgd": 1}.get(config.training.optimizer, ADAM))
         estimates.append(
             RankEstimate(
                 rank=rank,

@@ -31,7 +31,8 @@ LARGEST_SHORTFALL = 0.02
 
 
 TERMS = (
-    "constant", "per_arena_byte", "per_static_byte", "per_wire_byte", "quantising", "per_unpacked_byte", "first_rank", "per_message",
+    "constant", "per_arena_byte", "per_static_byte", "per_wire_byte", "quantising", "per_unpacked_byte", "first_rank",
+    "per_message",
 )  # fmt: skip
 """What each of `memory_terms` is multiplied with: fields of `MemoryCosts`."""
 REDUCTIONS = ("attention", "attention v2", "maximum", "sum", "other")

@@ -482,7 +482,9 @@ def correct_by_trial(planned: Planned, trial: Observation) -> Planned:
     """
     chosen = planned.answer.chosen
     configuration = trial.configuration
-    if not alike_but_for_widths(chosen.scenario, replace(chosen.scenario, workload=trial.workload, method=configuration.method)):
+    if not alike_but_for_widths(
+        chosen.scenario, replace(chosen.scenario, workload=trial.workload, method=configuration.method)
+    ):
         return planned
     tried, _ = forecast(planned.costs, replace(chosen.scenario, bits=trial.bits))
     ratio = float((trial.seconds / tried.epoch_seconds.value) ** TRUST)

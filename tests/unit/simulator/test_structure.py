@@ -31,7 +31,7 @@ class Executed:
     def __init__(self) -> None:
         self.operations: list[Operation] = []
 
-    def span(self, phase: str, epoch: int, index: int, operation: Operation, stream: str, *rest: object, **more: object) -> None:
+    def span(self, phase: str, epoch: int, index: int, operation: Operation, stream: str, *_: object, **__: object) -> None:
         if stream == "compute":
             self.operations.append(operation)
 
@@ -92,9 +92,7 @@ def test_sequential_aggregation_is_what_was_simulated(layer: str, keep: bool, pr
     ranks = assert_alike(tmp_path, method, {"layer": layer})
     for operations in ranks:  # blocks are fetched a second time only where nothing keeps them and gradients depend on them
         losses = next(place for place, each in enumerate(operations) if type(each).__name__ == "Loss")
-        again = [
-            each for each in operations[losses:] if isinstance(each, Exchange) and each.direction is Direction.FORWARD
-        ]
+        again = [each for each in operations[losses:] if isinstance(each, Exchange) and each.direction is Direction.FORWARD]
         assert bool(again) == (not keep and layer in ("gat", "gatv2", "sage-max"))
 
 

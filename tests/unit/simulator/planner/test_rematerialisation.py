@@ -1,6 +1,7 @@
 """Which layers keep their remote blocks: the choice, and what it is made from."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -49,7 +50,7 @@ def test_of_many_layers_those_with_the_smallest_blocks_keep_theirs_first():
     kept = kept_choices(view)
     assert [len(each) for each in kept] == list(range(MOST_CHOOSING + 3))
     assert kept[1] == (0,)
-    assert all(set(fewer) < set(more) for fewer, more in zip(kept, kept[1:], strict=False))
+    assert all(set(fewer) < set(more) for fewer, more in pairwise(kept))
 
 
 def test_one_rank_has_nothing_to_keep():
@@ -73,7 +74,9 @@ def test_the_fastest_that_fits_is_chosen():
     ]  # fmt: skip
     for limit, expected in ((100, PLAIN), (99, KEPT), (79, HALF), (59, FETCHED), (40, FETCHED)):
         assert choose(outcomes, limit).candidate == expected
-    with pytest.raises(MisuseError, match=r"no way of training fits in 30 MB a rank.*may need 40 MB \(sar nothing kept 1 ahead\)"):
+    with pytest.raises(
+        MisuseError, match=r"no way of training fits in 30 MB a rank.*may need 40 MB \(sar nothing kept 1 ahead\)"
+    ):
         choose([replace(each, peak_bytes=tuple(1e6 * peak for peak in each.peak_bytes)) for each in outcomes], 30e6)
 
 
@@ -95,7 +98,7 @@ def test_a_larger_limit_is_never_slower(layer, rows):
     outcomes = assess_all(made[0], foreseeing(made, allowance=0.0))
     limits = sorted({each.peak for each in outcomes})
     chosen = [choose(outcomes, limit) for limit in limits]
-    assert all(more.slowness <= less.slowness for less, more in zip(chosen, chosen[1:], strict=False))
+    assert all(more.slowness <= less.slowness for less, more in pairwise(chosen))
     assert all(each.peak <= limit for each, limit in zip(chosen, limits, strict=True))
     assert len({each.candidate for each in chosen}) > 1  # or nothing was tested
 
