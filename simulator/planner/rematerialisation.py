@@ -1,4 +1,4 @@
-"""Which layers keep their remote blocks, and how many rounds ahead these are fetched: the fastest that fits into memory.
+"""Which layers keep their remote blocks, and how many rounds ahead they are fetched: the fastest that fits in memory.
 
 Plain training holds its whole halo. Sequential aggregation holds a block or two of it, and what `kept_layers` leave until
 backward; each layer that keeps nothing crosses the network once more. The choice is one function, `choose`, of outcomes that
@@ -26,7 +26,7 @@ PREFETCHES = (1, 0)
 MOST_CHOOSING = 5
 """Layers of which every subset is tried; of more layers, those with the smallest blocks keep theirs first."""
 ALLOWANCE = 48e6
-"""Bytes of a rank beside buffers and static arrays, where no run was measured: transport, autograd's pieces, the trace."""
+"""Bytes of a rank beside its buffers and static arrays where no run was measured: transport, autograd's pieces, trace."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -265,7 +265,7 @@ class Search:
         return limit is None or self.plain(partition, exact).highest_peak > limit
 
     def _sequence(self, partition: Partitioned, exact: ExactSavings) -> None:
-        """Sequential aggregation: what layers keep, how many rounds ahead, with the halo's features and without."""
+        """Sequential aggregation: which layers keep blocks, how many rounds ahead, with the halo's features and without."""
         for savings in dict.fromkeys((exact, replace(exact, keep_halo_features=False))):
             plain = partition.scenario("full", savings)
             for candidate in candidates(plain.workload.view(0), ("sar",)):

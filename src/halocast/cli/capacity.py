@@ -19,7 +19,7 @@ from halocast.runtime.models.shapes import LAYERS, SELF_LOOP, built_in_specs
 from halocast.simulator.catalogue import load_catalogue
 from halocast.simulator.costs import Costs
 from halocast.simulator.scaling import fit_scaling
-from halocast.simulator.whatif.axes import Names, name_savings
+from halocast.simulator.whatif.axes import Names, name_savings, read_keep
 from halocast.simulator.whatif.evaluation import Evaluator, Parted, Subject
 from halocast.simulator.whatif.grid import Grid, check_keys, read_grid
 from halocast.simulator.whatif.points import PartKey
@@ -55,7 +55,6 @@ class GraphSource:
             overlap=config.method.overlap,
             threads=config.threads,
             hosts=config.hosts,
-            prefetch=config.method.prefetch,
             balance=config.partition.balance,
             seed=config.partition.seed,
         )
@@ -127,6 +126,8 @@ def defaults_of(config: RunConfig) -> dict[str, Any]:
     own = {
         "ranks": config.ranks,
         "method": method.name,
+        "keep": read_keep(method.keep, "method.keep"),
+        "prefetch": method.prefetch,
         "savings": name_savings(method.exact.savings()),
         "partition": f"metis/{partition.objective}" if partition.method == "metis" else partition.method,
         "layer": config.model.layer,

@@ -10,10 +10,10 @@ import torch
 from halocast.runtime.config import ModelConfig
 from halocast.runtime.models.network import GraphNetwork, NetworkShape
 from halocast.runtime.models.registry import BUILT_IN
-from halocast.runtime.models.shapes import SELF_LOOP, built_in_specs
+from halocast.runtime.models.shapes import LAYERS, built_in_specs
 
 
-@pytest.mark.parametrize("layer", sorted(SELF_LOOP))
+@pytest.mark.parametrize("layer", sorted(LAYERS))
 @pytest.mark.parametrize("layers", [1, 2, 4])
 def test_built_in_specs_are_those_of_the_network(layer: str, layers: int) -> None:
     for norm, residual, (dim_in, hidden, classes) in product(
@@ -25,7 +25,7 @@ def test_built_in_specs_are_those_of_the_network(layer: str, layers: int) -> Non
 
 
 def test_every_built_in_layer_has_shapes() -> None:
-    assert set(SELF_LOOP) == set(BUILT_IN)
+    assert set(LAYERS) == set(BUILT_IN)
 
 
 def test_a_layer_of_ones_own_has_none() -> None:

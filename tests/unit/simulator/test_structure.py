@@ -31,9 +31,7 @@ class Executed:
     def __init__(self) -> None:
         self.operations: list[Operation] = []
 
-    def span(
-        self, phase: str, epoch: int, index: int, operation: Operation, stream: str, *rest: object, **more: object
-    ) -> None:
+    def span(self, phase: str, epoch: int, index: int, operation: Operation, stream: str, *_: object, **__: object) -> None:
         if stream == "compute":
             self.operations.append(operation)
 
