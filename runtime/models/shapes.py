@@ -98,6 +98,7 @@ def attention_shape(name: str, dim_in: int, dim_out: int, *, heads: int, average
         "context_dim": 4 * heads,
         "refetches": True,
         "merge_parameters": second,
+        "backward_reads_output": True,
         "finishes": average and heads > 1,
         "finish_flops": width if average and heads > 1 else 0,
         "merge_flops": 4 * width if second else 2 * width + 8 * heads,
