@@ -119,9 +119,11 @@ def test_what_activation_left_serves_the_backward_pass(parts: int, layer: str, d
     with patch("halocast.runtime.session.build_network", biased), patch(f"{__name__}.build_network", biased):
         answers, _ = train_one_epoch(case, config, tmp_path / "shards")
         loss, gradients = reference(case, config)
+        dense = reference(case, config, torch.float32)[1]
+    tolerance = max(TOLERANCE[dtype], 2 * largest_relative_error(dense, gradients) if dtype == "float32" else 0.0)
     assert float(answers[0].gradients["layers.0.bias"].abs().max()) > 0.0
     assert answers[0].loss == pytest.approx(loss, rel=TOLERANCE[dtype])
-    assert largest_relative_error(answers[0].gradients, gradients) <= TOLERANCE[dtype]
+    assert largest_relative_error(answers[0].gradients, gradients) <= tolerance  # at most twice torch's own float32 error
 
 
 @pytest.mark.parametrize("name", ["full", "sar"])
