@@ -58,14 +58,21 @@ DROPOUT_IN_LAYER = 2
 
 
 class Method(Protocol):
-    """What the executor runs: one program an epoch, one for evaluation."""
+    """What the executor runs: one program an epoch, one for evaluation.
+
+    It may have `receives_in_place` beside, as `FullGraph` does; see `receives_in_place` below.
+    """
 
     name: str
-    receives_in_place: bool
 
     def epoch(self, view: RankView) -> Program: ...
 
     def evaluation(self, view: RankView) -> Program: ...
+
+
+def receives_in_place(method: Method) -> bool:
+    """Whether halo rows land behind the own rows of the buffer they belong to, which then has room; so unless it says not."""
+    return bool(getattr(method, "receives_in_place", True))
 
 
 class Recorder(Protocol):

@@ -31,7 +31,7 @@ from halocast.runtime.config import RunConfig
 from halocast.runtime.exchange.codec import Rounding
 from halocast.runtime.exchange.quantized import ExchangeKey, MessageRows, QuantizedMessages
 from halocast.runtime.exchange.transport import Transport
-from halocast.runtime.executor import Executor, Method, RankData, Recorder, with_aggregated_statistics
+from halocast.runtime.executor import Executor, Method, RankData, Recorder, receives_in_place, with_aggregated_statistics
 from halocast.runtime.features import FeatureRows, aggregated_features, raw_features
 from halocast.runtime.graph.shard import Shard, ShardSet
 from halocast.runtime.launch_context import detect_launch_environment
@@ -256,7 +256,7 @@ def prepare_features(
     features: dict[str, FeatureRows] = {}
     if schedule.order is not Order.AGGREGATED_ONCE:
         known = Part.OWN if schedule.sends_forward else Part.ALL
-        lands = schedule.sends_forward and not schedule.exchanges_projected and method.receives_in_place
+        lands = schedule.sends_forward and not schedule.exchanges_projected and receives_in_place(method)
         room = statistics.rows(Part.ALL if lands else known)
         features[FEATURES] = raw_features(shard, known, room, dtype, device, dense=spec.reads_plain_inputs)
         return features
