@@ -34,7 +34,7 @@ from halocast.runtime.launch_context import LaunchContext
 from halocast.runtime.memory_limit import human_size, limits_here, oom_kills
 from halocast.runtime.models.blockwise import BlockwiseLayer
 from halocast.runtime.models.layers import LinearAggregation
-from halocast.runtime.models.registry import check_layer
+from halocast.runtime.models.registry import check_layer, shapes_alone
 from halocast.runtime.out_of_memory import OutOfMemoryError, describe_cap, is_out_of_memory, out_of_memory
 from halocast.runtime.planned import plan_of
 from halocast.runtime.programs.schedule import Order, schedule_layers
@@ -381,7 +381,8 @@ def memory_advice(config: RunConfig, shards: ShardSet) -> str:
 def estimate_of_shards(config: RunConfig, shards: ShardSet) -> list[RankEstimate]:
     """The same of shards that are there."""
     graph = shards.graph
-    network = build_network(config, int(graph["feature_dim"]), int(graph["classes"]))
+    with shapes_alone(config.model.layer):
+        network = build_network(config, int(graph["feature_dim"]), int(graph["classes"]))
     method = find_method(config.method.name)
     estimates = []
     for rank in range(shards.parts):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -61,12 +61,17 @@ def build_layer(name: str, dim_in: int, dim_out: int, options: dict[str, Any], *
 
 
 def check_layer(name: str, dim_in: int, dim_out: int, options: dict[str, Any], *, last: bool = False) -> type[nn.Module]:
-    """The type of what `build_layer` gives; raises what it raises.
-
-    A built-in layer takes no memory for that. One of the user's own is built: its constructor may read values, or keep them.
-    """
-    with torch.device("meta") if name in BUILT_IN else nullcontext():
+    """The type of what `build_layer` gives; raises what it raises. A built-in layer takes no memory."""
+    with shapes_alone(name):
         return type(build_layer(name, dim_in, dim_out, options, last=last))
+
+
+def shapes_alone(name: str) -> AbstractContextManager[object]:
+    """Within it, layers called `name` are built without memory for parameters, where only types and shapes are asked for.
+
+    Those of the user's own get theirs: a constructor may read values, or keep tensors for layers to come.
+    """
+    return torch.device("meta") if name in BUILT_IN else nullcontext()
 
 
 def _check_options(name: str, options: dict[str, Any]) -> None:
