@@ -127,9 +127,7 @@ def test_one_layer_of_attention_averages_its_heads_whatever_divides_hidden() -> 
 
 @pytest.mark.parametrize("layer", ["gat", "gatv2"])
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_attention_without_edges_is_refused(
-    layer: str, ranks: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_attention_without_edges_is_refused(layer: str, ranks: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nodes = np.arange(6)
     masks = {f"{name}_mask": nodes % 3 == index for index, name in enumerate(("train", "val", "test"))}
     meta = np.array(json.dumps({"name": "lonely", "classes": 2}))
