@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.layers import Scaled
 
+from halocast.errors import MisuseError
 from halocast.runtime.config import ModelConfig
 from halocast.runtime.models.network import GraphNetwork, NetworkShape
-from halocast.runtime.models.registry import BUILT_IN
+from halocast.runtime.models.registry import BUILT_IN, check_layer
 from halocast.runtime.models.shapes import LAYERS, built_in_specs
 
 WITH_OPTIONS = [
@@ -40,3 +42,9 @@ def test_every_built_in_layer_has_shapes() -> None:
 
 def test_a_layer_of_ones_own_has_none() -> None:
     assert built_in_specs(ModelConfig(layer="package.module:Layer"), 8, 3) is None
+
+
+def test_a_layer_of_ones_own_may_read_values_where_it_is_only_checked() -> None:
+    assert check_layer("tests.support.layers:Scaled", 4, 4, {}) is Scaled
+    with pytest.raises(MisuseError, match=r"model\.layer 'tests\.support\.layers:Scaled' does not take \(4, 4, "):
+        check_layer("tests.support.layers:Scaled", 4, 4, {"scale": 2})
