@@ -214,6 +214,7 @@ def row_wise(
         part,
         Work(rows=rows, nnz=nnz, dim_in=spec.dim_in, dim_out=spec.dim_out, flops=flops),
         stage=stage,
+        reduction=spec.reduction,
         source=layer.source,
         aggregated=layer.reduced,
         preactivation=layer.preactivation,
