@@ -34,7 +34,7 @@ from halocast.runtime.launch_context import LaunchContext
 from halocast.runtime.memory_limit import human_size, limits_here, oom_kills
 from halocast.runtime.models.blockwise import BlockwiseLayer
 from halocast.runtime.models.layers import LinearAggregation
-from halocast.runtime.models.registry import build_layer
+from halocast.runtime.models.registry import check_layer, shapes_alone
 from halocast.runtime.out_of_memory import OutOfMemoryError, describe_cap, is_out_of_memory, out_of_memory
 from halocast.runtime.planned import plan_of
 from halocast.runtime.programs.holdings import ADAM, holdings
@@ -206,10 +206,11 @@ def check(config: RunConfig) -> HostSpec:
 
 def _check_method(config: RunConfig) -> None:
     method = config.method
-    layer = build_layer(config.model.layer, config.model.hidden, config.model.hidden, config.model.options)
-    if method.name == "sar" and not isinstance(layer, LinearAggregation | BlockwiseLayer):
+    model = config.model
+    layer = check_layer(model.layer, model.hidden, model.hidden, model.options, last=model.layers == 1)
+    if method.name == "sar" and not issubclass(layer, LinearAggregation | BlockwiseLayer):
         raise MisuseError(
-            f"method sar visits one part after another, and model.layer '{config.model.layer}' wants all its neighbours at "
+            f"method sar visits one part after another, and model.layer '{model.layer}' wants all its neighbours at "
             "once: use --method full, or derive it from halocast.runtime.models.blockwise.MessageLayer"
         )
     if method.keep is not False and method.name != "sar":
@@ -395,7 +396,8 @@ def memory_advice(config: RunConfig, shards: ShardSet) -> str:
 def estimate_of_shards(config: RunConfig, shards: ShardSet) -> list[RankEstimate]:
     """The same of shards that are there."""
     graph = shards.graph
-    network = build_network(config, int(graph["feature_dim"]), int(graph["classes"]))
+    with shapes_alone(config.model.layer):
+        network = build_network(config, int(graph["feature_dim"]), int(graph["classes"]))
     method = find_method(config.method.name)
     estimates = []
     for rank in range(shards.parts):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 
 from halocast.errors import MisuseError, nearest
 from halocast.runtime.models.attention import GAT, GATv2
 from halocast.runtime.models.layers import GCN, GraphSAGE, PyGLayer
 from halocast.runtime.models.reductions import GIN, GraphSAGEMax
+from halocast.runtime.models.shapes import ATTENTION
 
 BUILT_IN: dict[str, type[nn.Module]] = {
     "gcn": GCN,
@@ -22,8 +25,6 @@ BUILT_IN: dict[str, type[nn.Module]] = {
     "gatv2": GATv2,
 }
 """By the name that ``--model`` takes."""
-AVERAGING = {"gat", "gatv2"}
-"""Those whose last layer averages its heads, where the others put them side by side."""
 
 
 def build_layer(name: str, dim_in: int, dim_out: int, options: dict[str, Any], *, last: bool = False) -> nn.Module:
@@ -34,7 +35,7 @@ def build_layer(name: str, dim_in: int, dim_out: int, options: dict[str, Any], *
     """
     if name in BUILT_IN:
         _check_options(name, options)
-        return BUILT_IN[name](dim_in, dim_out, **({"average": last} if name in AVERAGING else {}), **options)
+        return BUILT_IN[name](dim_in, dim_out, **({"average": last} if name in ATTENTION else {}), **options)
     if ":" not in name:
         raise MisuseError(f"unknown layer '{name}'{nearest(name, BUILT_IN)} (or your own, as package.module:Class)")
     module_name, _, class_name = name.partition(":")
@@ -57,6 +58,20 @@ def build_layer(name: str, dim_in: int, dim_out: int, options: dict[str, Any], *
             f"model.layer '{name}' would add self loops between unrelated rows; use --set model.options.add_self_loops=false"
         )
     return PyGLayer(layer)
+
+
+def check_layer(name: str, dim_in: int, dim_out: int, options: dict[str, Any], *, last: bool = False) -> type[nn.Module]:
+    """The type of what `build_layer` gives; raises what it raises. A built-in layer takes no memory."""
+    with shapes_alone(name):
+        return type(build_layer(name, dim_in, dim_out, options, last=last))
+
+
+def shapes_alone(name: str) -> AbstractContextManager[object]:
+    """Within it, layers called `name` are built without memory for parameters, where only types and shapes are asked for.
+
+    Those of the user's own get theirs: a constructor may read values, or keep tensors for layers to come.
+    """
+    return torch.device("meta") if name in BUILT_IN else nullcontext()
 
 
 def _check_options(name: str, options: dict[str, Any]) -> None:

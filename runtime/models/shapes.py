@@ -14,6 +14,8 @@ from halocast.traces.workload import LayerSpec
 
 SELF_LOOP = {"gcn": True, "sage": False}
 SELF_WEIGHT = {"gcn": False, "sage": True}
+ATTENTION = ("gat", "gatv2")
+"""Built-in layers that weigh neighbours against each other; their last layer averages its heads."""
 MOST_HEADS = 64
 HEADS = 4
 """Of attention, where the run does not say."""
