@@ -16,6 +16,7 @@ import numpy.typing as npt
 from scipy.optimize import nnls
 
 from halocast.runtime.programs import METHODS
+from halocast.runtime.programs.merging import edge_data_bytes
 from halocast.runtime.programs.schedule import Order, schedule_layers
 from halocast.simulator.costs import MemoryCosts
 from halocast.simulator.observations import Configuration, Observation
@@ -53,14 +54,14 @@ def memory_terms(view: RankView, method: str, epoch: Sequence[Operation] | None 
 
 
 def static_bytes(view: RankView) -> int:
-    """Bytes of what a rank loads once: adjacency, features, labels, parameters and their optimiser state."""
+    """Bytes of what a rank loads once: adjacency, edge data, features, labels, parameters and their optimiser state."""
     part, value = view.part, view.value_bytes
     own, rows = part.own, part.own + part.halo
     nnz = part.nnz_central + part.nnz_marginal
     adjacency = 4 * (own + nnz) + 16 * own + 4 * part.nnz_halo + 8 * part.halo + 4 * part.boundary
     identity = 16 * rows + 11 * own  # node ids and degrees; labels and three masks
     parameters = sum(layer.parameters for layer in view.layers)
-    return adjacency + identity + _feature_bytes(view) + 4 * value * parameters
+    return adjacency + identity + _feature_bytes(view) + 4 * value * parameters + edge_data_bytes(view)
 
 
 def _feature_bytes(view: RankView) -> int:

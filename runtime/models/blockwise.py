@@ -45,6 +45,8 @@ class MergingRows:
     """[own, context_dim] what `prepare_backward` leaves for every block."""
     query_gradient: Tensor = NOTHING
     """[own, query_dim] added to by every block."""
+    entries: Tensor = NOTHING
+    """[entries, entry_dim] room for what merging makes of the block's edges, [2 · entries, entry_dim] going backward."""
 
 
 class BlockwiseLayer(GraphLayer):
@@ -52,6 +54,8 @@ class BlockwiseLayer(GraphLayer):
 
     bias: nn.Parameter | None
     """Added after `finish` by the runtime; may be None."""
+    relation_types: tuple[int, ...] = ()
+    """Types of the relations that its blocks tell apart, as many as its shape has `relations`."""
 
     def shape(self) -> dict[str, Any]:
         """The fields of `LayerSpec` from `reduction` on."""
