@@ -55,7 +55,7 @@ def train(
     ranks:
         Processes that share the graph.
     model:
-        Layer: gcn, sage, or your own as package.module:Class.
+        Layer: gcn, sage, sage-max, gin, gat, gatv2, rgcn, or your own as package.module:Class.
     layers:
         Number of layers.
     hidden:
