@@ -208,7 +208,7 @@ def unavailable() -> str | None:
     """Why nothing can be measured here."""
     if not torch.cuda.is_available():
         return "torch sees no GPU here"
-    if not kernels.has_cuda_codec():
+    if not kernels.has_cuda_kernels():
         return "the kernels were built without CUDA: put nvcc on the path and build again"
     return None
 

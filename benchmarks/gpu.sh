@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in under nine minutes: correctness, the codec of quantised messages (its bytes, accesses, speed),
-# several ranks on one GPU over gloo with pinned staging, one rank over NCCL, traces with device times and memory peaks. Results go
-# to $OUT (default benchmarks/results), dated, the device named.
+# Everything that needs a GPU, in under fifteen minutes: correctness, the codec of quantised messages (its bytes, accesses, speed),
+# attention (its results, accesses, speed), several ranks on one GPU over gloo with pinned staging, one rank over NCCL, traces with
+# device times and memory peaks. Results go to $OUT (default benchmarks/results), dated, the device named.
 #   benchmarks/gpu.sh
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -37,6 +37,19 @@ else
 fi
 echo "== the CUDA codec's speed"
 timeout 120 $PY -m benchmarks.codec_gpu --out "$OUT"
+
+echo "== CUDA attention against the CPU's, within rounding; extremes bit for bit"
+ATTEND_TESTS=tests/unit/kernels/test_attend_cuda.py
+timeout 60 $PY -m pytest -q "$ATTEND_TESTS" -k gpu
+if [ -n "$SANITIZER" ]; then
+  for tool in memcheck racecheck; do
+    echo "== CUDA attention under compute-sanitizer, $tool"
+    timeout 60 "$SANITIZER" --tool "$tool" --error-exitcode 9 $PY -m pytest -q "$ATTEND_TESTS" -k "gpu and (3-33 or extremes) and float32" |
+      tail -n 15
+  done
+fi
+echo "== CUDA attention's speed"
+timeout 100 $PY -m benchmarks.attend_gpu --out "$OUT"
 
 RUNS=$(mktemp -d)
 GRAPH="generated:nodes=100000,degree=30"

@@ -1,9 +1,9 @@
 """Memory of sequential aggregation on a dense random graph: `python -m benchmarks.sar_memory --out benchmarks/results`.
 
-16,384 nodes of degree 32, cut at random, so that nearly every row is needed by every part. Three layers of 128 (attention: 2 heads
-of 64), every lossless saving off. For each method and number of ranks: by how much a rank's resident memory rises in training
-above what it held before (the largest rank's, and the sum over ranks), and the most bytes of the program's buffers alive at once,
-beside what SAR's release was seen to take.
+16,384 nodes of degree 32, cut at random, so that nearly every row is needed by every part. Three layers of 128 (attention: 2
+heads of 64), every lossless saving off. For each method and number of ranks: by how much a rank's resident memory rises in
+training above what it held before (the largest rank's, and the sum over ranks), and the most bytes of the program's buffers
+alive at once, beside what SAR's release was seen to take.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from typing import Any
 
 from halocast.traces.trace import read_trace
 
-GRAPH = "generated:nodes=16384,degree=32,degree_exponent=50,communities=1,community_mixing=0,homophily=0.9,classes={classes},features=128,seed=0"
+GRAPH = (
+    "generated:nodes=16384,degree=32,degree_exponent=50,communities=1,community_mixing=0,homophily=0.9,"
+    "classes={classes},features=128,seed=0"
+)
 SAVINGS = ("aggregate_features_once", "transform_first", "labelled_gradients_only", "keep_halo_features")
 RUNS = {
     "GAT, remat": ("gat", 64, []),
@@ -107,7 +110,7 @@ def main() -> None:
         for name in RUNS:
             for ranks in arguments.ranks:
                 rows.append(one_run(name, ranks, arguments.epochs, Path(folder)))
-                print({key: round(value, 1) if isinstance(value, float) else value for key, value in rows[-1].items()}, flush=True)
+                print(rows[-1], flush=True)
     text = table(rows)
     print(text)
     if arguments.out:

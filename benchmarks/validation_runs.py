@@ -8,6 +8,9 @@ there already is left alone: an interrupted study goes on where it stopped. Keep
 
     halocast validate RUNS --out reports/validation
 
+With `--sequential` it records sequential aggregation instead: 2 graphs × ranks {2, 4} × links × GAT fetching twice and keeping, SAGE
+with mean and with maximum.
+
 With `--samples` it records the small runs that the repository carries instead, on a made graph:
 `python -m benchmarks.validation_runs --samples --out traces/samples --repeats 2 --epochs 6`.
 """
@@ -34,6 +37,13 @@ HIDDEN = 64
 DENSE = ("github_social", "debian_packages")
 SPARSE = "coauthor_physics"
 SAMPLE, SAMPLE_GRAPH = "generated", "generated:nodes=12000,degree=16,features=64,community_mixing=0.1"
+SEQUENTIAL = {
+    "gat-remat": ["--method", "sar", "--model", "gat"],
+    "gat-keep": ["--method", "sar", "--model", "gat", "--set", "method.keep=true"],
+    "sage": ["--method", "sar", "--model", "sage"],
+    "sage-max": ["--method", "sar", "--model", "sage-max"],
+}
+SEQUENTIAL_LINKS = ("local", "200mbit")
 SPARSE_SAVINGS = ["--set", "method.exact.keep_halo_features=false", "--set", "method.exact.transform_first=false"]
 
 
@@ -47,10 +57,13 @@ class Configuration:
 
     @property
     def name(self) -> str:
-        method = "full" if self.method == "plain" else f"adaqp{self.method}"
+        method = {"plain": "full"}.get(self.method, self.method if self.method in SEQUENTIAL else f"adaqp{self.method}")
         return f"{self.graph}-{self.ranks}-{self.link}-{method}-{self.objective}"
 
     def arguments(self) -> list[str]:
+        if self.method in SEQUENTIAL:
+            link = ["--hosts", "local" if self.link == "local" else f"shaped:{self.link}"]
+            return ["--ranks", str(self.ranks), *link, "--hidden", str(HIDDEN), *SEQUENTIAL[self.method], *NO_SAVINGS]
         arguments = ["--ranks", str(self.ranks), "--hosts", f"shaped:{self.link}", "--hidden", str(HIDDEN)]
         arguments += ["--set", f"partition.objective={self.objective}"]
         arguments += ["--method", "full"] if self.method == "plain" else ["--method", "adaqp", "--bits", self.method]
@@ -77,6 +90,14 @@ def samples() -> Iterator[Configuration]:
             yield Configuration(SAMPLE, ranks, link, method, "cut")
 
 
+def sequential() -> Iterator[Configuration]:
+    """Every layer and mode in every cell of ranks and links, on one graph and the other by turns."""
+    cells = [(ranks, link) for ranks in (2, 4) for link in SEQUENTIAL_LINKS]
+    for number, (ranks, link) in enumerate(cells):
+        for place, method in enumerate(SEQUENTIAL):
+            yield Configuration(DENSE[(number + place + number // 2) % 2], ranks, link, method, "cut")
+
+
 def record(configuration: Configuration, graph: Path | str, epochs: int, target: Path) -> None:
     """One traced run; it appears under its name only when it is complete."""
     building = target.with_name(f"{target.name}.building")
@@ -100,6 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the graphs' .npz files")
     parser.add_argument("--samples", action="store_true", help="the small runs that the repository carries")
+    parser.add_argument("--sequential", action="store_true", help="sequential aggregation")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
@@ -116,7 +138,8 @@ def main() -> None:
         folder.mkdir(exist_ok=True)
         path = folder / f"{name}.npz"
         graphs[name] = path if path.is_file() else with_dense_features(str(arguments.data / f"{name}.npz"), HIDDEN, folder)
-    chosen = [each for each in (samples() if arguments.samples else configurations()) if arguments.only in each.name]
+    study = samples if arguments.samples else sequential if arguments.sequential else configurations
+    chosen = [each for each in study() if arguments.only in each.name]
     for repeat in range(arguments.repeats):
         order = list(chosen)
         random.Random(repeat).shuffle(order)

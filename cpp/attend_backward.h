@@ -20,9 +20,6 @@
 namespace halocast::HALOCAST_ISA {
 namespace {
 
-// What a target keeps for the backward pass, in one row: see AttendPack.
-enum PackedOf { packed_logit, packed_maximum, packed_inverse, packed_product, packed_numbers };
-
 template <class T>
 void attend_pack(const AttendPack<T>& p, int threads) {
   for_rows(p.rows, p.heads * p.dim, threads, [&](std::int64_t row) {

@@ -178,7 +178,10 @@ struct AttendFinish {
   std::int64_t out_stride;
 };
 
-// packed[i] = (target logits | maxima | 1 / sums | products of out and its gradient), [rows, 4 * heads].
+// What a target keeps for the backward pass, in one row.
+enum PackedOf { packed_logit, packed_maximum, packed_inverse, packed_product, packed_numbers };
+
+// packed[i] = (target logits | maxima | 1 / sums | products of out and its gradient), [rows, packed_numbers * heads].
 template <class T>
 struct AttendPack {
   std::int64_t rows;

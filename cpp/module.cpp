@@ -13,6 +13,7 @@ PYBIND11_MODULE(_kernels, module) {
   halocast::register_codec(module);
 #if defined(HALOCAST_CUDA)
   halocast::register_cuda(module);
+  halocast::register_attend_cuda(module);
 #endif
   halocast::register_epilogue(module);
   halocast::register_epochs(module);

@@ -34,6 +34,7 @@ inline Dropout dropout(std::uint64_t threshold, double scale, std::uint64_t seed
 
 void register_aggregate(py::module_& module);
 void register_attend(py::module_& module);
+void register_attend_cuda(py::module_& module);
 void register_codec(py::module_& module);
 void register_cuda(py::module_& module);
 void register_epilogue(py::module_& module);

@@ -38,6 +38,8 @@ INPUTS: Mapping[str, tuple[str, Form]] = MappingProxyType(
         "all_reduce": ("all-reduce", "text"),
         "method": ("method", "text"),
         "bits": ("bits", "text"),
+        "keep": ("layers that keep blocks", "text"),
+        "prefetch": ("rounds fetched ahead", "count"),
         "savings": ("savings", "text"),
         "partition": ("partition", "text"),
         "layer": ("layer", "text"),
@@ -48,7 +50,14 @@ INPUTS: Mapping[str, tuple[str, Form]] = MappingProxyType(
 )
 """Columns that say what was asked: how people call them, and how they are written."""
 PHRASES: Mapping[str, str] = MappingProxyType(
-    {"devices_per_host": "{} a host", "inside": "{} inside", "savings": "savings {}", "hosts_per_switch": "{} hosts a switch"}
+    {
+        "devices_per_host": "{} a host",
+        "inside": "{} inside",
+        "keep": "keeps {}",
+        "prefetch": "{} ahead",
+        "savings": "savings {}",
+        "hosts_per_switch": "{} hosts a switch",
+    }
 )
 """Inputs whose value alone would not be understood."""
 IMPLIED: Mapping[str, str] = MappingProxyType({"network_rate": "network", "price_per_hour": "device"})

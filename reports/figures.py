@@ -36,6 +36,7 @@ TEAL, PLUM = "#44aa99", "#882255"
 OPERATION_COLOURS: Mapping[str, str] = MappingProxyType(
     {
         "Aggregate": BLUE,
+        "Merge": BLUE,
         "Transform": SKY,
         "Apply": SKY,
         "Attend": TEAL,

@@ -11,11 +11,14 @@ the next comes (SAR: H. Mostafa, MLSys 2022). What is kept for a row does not gr
 No number per edge and head is stored, except the gradients of edge logits where there are any. Formulas and their
 sources stand in ``cpp/attend.h``, ``cpp/attend_backward.h`` and ``cpp/extreme.h``. float32 and float64; rows may be
 strided, so that features and half-logits can be columns of one message. Results have the same bits for any number of
-threads, and the same masks of dropout for any split into blocks; the split itself changes sums by rounding only.
+threads, and each time on one kind of GPU; masks of dropout are the same for any split into blocks and on any device. The
+split itself changes sums by rounding only. CUDA tensors are served by the kernels in ``cpp/cuda`` if the module was built
+with them, other devices by torch operations.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,12 +59,13 @@ def attend(
     _check_contiguous(name, "state.maximum", state.maximum, values, (edges.target_count, heads))
     _check_contiguous(name, "state.sum", state.sum, values, (edges.target_count, heads))
     kernels.check_like(name, "state.out", state.out, values, (edges.target_count, heads * dim))
-    if not kernels.is_native(values):
+    run = _native(values, "attend_forward")
+    if run is None:
         attention_torch.attend(edges, state, values, logits, dropout)
         return
-    kernels.native().attend_forward(
+    run(
         values.dtype == torch.float64, _attention(values, logits, dropout, heads, dim), _by_target(edges),
-        state.maximum.data_ptr(), state.sum.data_ptr(), *kernels.place(state.out), torch.get_num_threads(),
+        state.maximum.data_ptr(), state.sum.data_ptr(), *kernels.place(state.out),
     )  # fmt: skip
 
 
@@ -71,12 +75,12 @@ def finish_attention(state: AttentionState) -> Tensor:
     out = kernels.check_matrix(name, "state.out", state.out)
     targets, heads = state.sum.shape
     _check_contiguous(name, "state.sum", state.sum, out, (out.shape[0], heads))
-    if not kernels.is_native(out):
+    run = _native(out, "attend_finish")
+    if run is None:
         attention_torch.finish_attention(state)
         return out
-    kernels.native().attend_finish(
+    run(
         out.dtype == torch.float64, targets, heads, out.shape[1] // heads, state.sum.data_ptr(), *kernels.place(out),
-        torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -96,13 +100,13 @@ def pack_targets(state: AttentionState, grad: Tensor, logits: Logits, out: Tenso
         kernels.check_like(name, "logits.target", half, rows, (targets, heads))
     packed = rows.new_empty(targets, 4 * heads) if out is None else out
     _check_contiguous(name, "out", packed, rows, (targets, 4 * heads))
-    if not kernels.is_native(rows):
+    run = _native(rows, "attend_pack")
+    if run is None:
         attention_torch.pack_targets(state, grad, half, packed)
         return packed
-    kernels.native().attend_pack(
+    run(
         rows.dtype == torch.float64, targets, heads, rows.shape[1] // heads, *kernels.place(half),
         state.maximum.data_ptr(), state.sum.data_ptr(), *kernels.place(rows), *kernels.place(grad), packed.data_ptr(),
-        torch.get_num_threads(),
     )  # fmt: skip
     return packed
 
@@ -133,18 +137,23 @@ def attend_backward(
     _check_place(name, "gradients.values", gradients.values, values, accumulate)
     if isinstance(logits, GatLogits) and isinstance(gradients, GatGradients):
         _check_place(name, "gradients.source", gradients.source, logits.source, accumulate)
-    if not kernels.is_native(values):
+    run = _native(values, "attend_backward")
+    if run is None:
         attention_torch.attend_backward(edges, packed, grad, values, logits, gradients, dropout, accumulate)
         return
     gat = gradients if isinstance(gradients, GatGradients) else None
     gatv2 = gradients if isinstance(gradients, Gatv2Gradients) else None
-    kernels.native().attend_backward(
+    workspace = None
+    if _has_cuda_kernels(values):
+        values = _apart_if_wide(values, gradients.values, dim)
+        workspace = _weight_sums(values, edges.target_count) if gatv2 else None
+    run(
         values.dtype == torch.float64, _attention(values, logits, dropout, heads, dim), _by_target(edges),
         _by_source(edges), edges.entry.data_ptr(), packed.data_ptr(), *kernels.place(grad), accumulate,
         *kernels.place(gradients.values), *kernels.place(gat.source if gat else None),
         *kernels.place(gat.target if gat else None), kernels.address(gat.edge if gat else None),
         *kernels.place(gatv2.target if gatv2 else None), kernels.address(gatv2.weight if gatv2 else None),
-        torch.get_num_threads(),
+        kernels.address(workspace),
     )  # fmt: skip
 
 
@@ -156,12 +165,13 @@ def merge_extremes(edges: Edges, state: ExtremeState, features: Tensor) -> None:
     shape = (edges.target_count, features.shape[1])
     kernels.check_like(name, "state.value", state.value, features, shape)
     kernels.check_like(name, "state.ties", state.ties, features, shape)
-    if not kernels.is_native(features):
+    run = _native(features, "extreme_forward")
+    if run is None:
         attention_torch.merge_extremes(edges, state, features)
         return
-    kernels.native().extreme_forward(
+    run(
         features.dtype == torch.float64, _by_target(edges), state.minimum, features.shape[1], *kernels.place(features),
-        *kernels.place(state.value), *kernels.place(state.ties), torch.get_num_threads(),
+        *kernels.place(state.value), *kernels.place(state.ties),
     )  # fmt: skip
 
 
@@ -204,12 +214,13 @@ def extremes_backward(
     kernels.check_like(name, "share", share, features, shape)
     kernels.check_like(name, "grad", grad, features, (features.shape[0], features.shape[1]))
     _check_place(name, "grad", grad, features, accumulate)
-    if not kernels.is_native(features):
+    run = _native(features, "extreme_backward")
+    if run is None:
         attention_torch.extremes_backward(edges, state, share, features, grad, accumulate)
         return
-    kernels.native().extreme_backward(
+    run(
         features.dtype == torch.float64, _by_source(edges), features.shape[1], *kernels.place(features),
-        *kernels.place(state.value), *kernels.place(share), *kernels.place(grad), accumulate, torch.get_num_threads(),
+        *kernels.place(state.value), *kernels.place(share), *kernels.place(grad), accumulate,
     )  # fmt: skip
 
 
@@ -311,6 +322,39 @@ def _check_place(where: str, what: str, gradient: Tensor, features: Tensor, accu
             f"{where}: {what} begins where what is read does, with rows of stride {gradient.stride(0)} instead of "
             f"{features.stride(0)}; give the very same matrix or memory of its own"
         )
+
+
+def _native(tensor: Tensor, name: str) -> Callable[..., None] | None:
+    """The native function that serves this tensor's device, its last argument (threads, or torch's stream) given already;
+    ``None`` if plain torch operations do.
+    """
+    if kernels.is_native(tensor):
+        function = getattr(kernels.native(), name)
+        return lambda *arguments: function(*arguments, torch.get_num_threads())
+    if _has_cuda_kernels(tensor):
+        start = getattr(kernels.native(), f"{name}_cuda")
+        return lambda *arguments: _launch(start, tensor.device, arguments)
+    return None
+
+
+def _has_cuda_kernels(tensor: Tensor) -> bool:
+    return tensor.is_cuda and kernels.has_cuda_kernels()
+
+
+def _launch(start: Callable[..., None], device: torch.device, arguments: tuple[Any, ...]) -> None:
+    with torch.cuda.device(device):
+        start(*arguments, torch.cuda.current_stream().cuda_stream)
+
+
+def _apart_if_wide(values: Tensor, gradient: Tensor, dim: int) -> Tensor:
+    """The values, copied if the CUDA kernel cannot write their gradient over heads so wide."""
+    in_place = gradient.data_ptr() == values.data_ptr()
+    return values.clone() if in_place and dim > kernels.native().attend_in_place_dim else values
+
+
+def _weight_sums(values: Tensor, targets: int) -> Tensor:
+    """Where the CUDA kernels put the parts of the gradient of GATv2's weight."""
+    return values.new_empty(-(-targets // kernels.native().attend_chunk_targets), values.shape[1])
 
 
 def _attention(values: Tensor, logits: Logits, dropout: AttentionDropout | None, heads: int, dim: int) -> Any:

@@ -80,12 +80,13 @@ class MethodConfig(Section):
     overlap: bool = True
     """Compute while messages fly; false: wait for all of an exchange's messages first."""
     bits: int | str | None = None
-    """adaqp: a width, "uniform:B", "random", "adaptive" (default), or the path of an .npz with a width a message."""
+    """adaqp and sar: a width, "uniform:B", "random", "adaptive", or the path of an .npz with a width a message. Left out, adaqp
+    takes "adaptive", and sar sends rows as they are."""
     rounding: Literal["stochastic", "nearest", "rotated"] = "stochastic"
-    """adaqp: unbiased; to nearest; or unbiased after a random rotation, for rows of 1 and 2 bits."""
+    """Of quantised messages: unbiased; to nearest; or unbiased after a random rotation, for rows of 1 and 2 bits."""
     reassign_every: int = Field(default=0, ge=0)
-    """adaqp: epochs from one assignment of widths to the next; 0: a fifth of the run's ("random", "adaptive"), or never (a
-    file; others need its prices)."""
+    """Of quantised messages: epochs from one assignment of widths to the next; 0: a fifth of the run's ("random", "adaptive"),
+    or never (a file; others need its prices)."""
     adaptive: AdaptiveConfig = AdaptiveConfig()
     prefetch: int = Field(default=1, ge=0)
     """sar: rounds in flight while another is computed."""
@@ -97,7 +98,7 @@ class MethodConfig(Section):
     @property
     def quantises(self) -> bool:
         """Whether messages go through the codec."""
-        return self.name == "adaqp"
+        return self.name == "adaqp" or (self.name == "sar" and self.bits is not None)
 
     def kept_layers(self, layers: int) -> tuple[int, ...]:
         """Which of so many layers keep their remote blocks."""
@@ -164,6 +165,8 @@ class RunConfig(Section):
     """Rendezvous port; 0: any free one."""
     plan: str = ""
     """Folder of the plan that the run follows (`halocast plan`): its arrays are read, and its forecast is judged."""
+    memory: str = ""
+    """What a rank may take above its interpreter and libraries, such as 2GB: method and what it keeps are chosen to fit."""
     seed: int = Field(default=0, ge=0, lt=2**64)
     dtype: Literal["float32", "float64"] = "float32"
     timeout_seconds: float = Field(default=300.0, gt=0.0)

@@ -19,6 +19,7 @@ from halocast.runtime.adjacency import Adjacency, Aggregation
 from halocast.runtime.batchnorm import BatchNormalization
 from halocast.runtime.clock import Clock, ThreadClock
 from halocast.runtime.exchange.quantized import MessageWidths, QuantizedMessages
+from halocast.runtime.exchange.separate import SeparateMessages
 from halocast.runtime.exchange.transport import Flight, LostPeerError, Transport
 from halocast.runtime.features import DenseRows, FeatureRows, SparseRows
 from halocast.runtime.memory import Arena
@@ -218,7 +219,9 @@ class Executor:
         where that is enough. Raises MisuseError where the method sends rows as they are, and for widths that do not fit.
         """
         if self.messages is None:
-            raise MisuseError(f"method {self.method.name} sends rows as they are; widths belong to method adaqp")
+            raise MisuseError(
+                f"method {self.method.name} sends rows as they are; widths are for method adaqp, or sar with method.bits"
+            )
         self.messages.install(widths)
         self.view = replace(self.view, bits=self.messages.assignment)
         self.arena_plan = self._plan_arena()
@@ -591,12 +594,20 @@ class Executor:
             return
         assert self.messages is not None
         source, wire = self._dense(operation.source), self._buffers[operation.target]
-        self.messages.pack(operation.layer, operation.direction, self._context.epoch, source, wire)
+        where = operation.layer, operation.direction, self._context.epoch
+        if isinstance(self.messages, SeparateMessages):
+            self.messages.pack_for(operation.peer, *where, source, operation.work.rows, wire)
+        else:
+            self.messages.pack(*where, source, wire)
 
     def _decode(self, operation: Dequantize) -> None:
         assert self.messages is not None
         wire, target = self._buffers[operation.source], self._dense(operation.target)
-        self.messages.unpack(operation.layer, operation.direction, self._context.epoch, operation.peer, wire, target)
+        where = operation.layer, operation.direction, self._context.epoch
+        if isinstance(self.messages, SeparateMessages):
+            self.messages.unpack_from(operation.peer, *where, wire, operation.work.rows, target)
+        else:
+            self.messages.unpack(*where, operation.peer, wire, target)
 
     def _exchange(self, operation: Exchange) -> Flight:
         """Forward: wire buffer → halo rows. Backward: halo rows → wire buffer. Encoded: wire → wire. Halo rows are in place, or

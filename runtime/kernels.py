@@ -434,8 +434,8 @@ def set_isa(name: str) -> None:
 
 
 @functools.cache
-def has_cuda_codec() -> bool:
-    """Whether the native module holds the CUDA kernels of the codec (it was built where nvcc was found)."""
+def has_cuda_kernels() -> bool:
+    """Whether the native module holds CUDA kernels, of the codec and of attention (it was built where nvcc was found)."""
     return why_not_native() is None and hasattr(native(), "cuda_codec")
 
 

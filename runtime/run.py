@@ -9,7 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from halocast.runtime.models.registry import build_layer
 from halocast.runtime.models.shapes import built_in_specs
 from halocast.runtime.out_of_memory import OutOfMemoryError, describe_cap, is_out_of_memory, out_of_memory
 from halocast.runtime.planned import plan_of
-from halocast.runtime.programs.merging import edge_data_bytes
+from halocast.runtime.programs.holdings import ADAM, holdings
 from halocast.runtime.programs.schedule import Order, schedule_layers
 from halocast.runtime.session import build_network, build_view, find_method, width_rule, with_first_bits
 from halocast.runtime.testbed import require_testbed
@@ -224,10 +224,15 @@ def _check_method(config: RunConfig) -> None:
         raise MisuseError(f"method.keep: there is no layer {unknown[0]}; layers are 0 to {config.model.layers - 1}")
     if not method.quantises:
         if method.bits is not None:
-            raise MisuseError(f"method {method.name} sends rows as they are: leave method.bits out, or use --method adaqp")
+            raise MisuseError(
+                f"method {method.name} sends rows as they are: leave method.bits out, or use --method adaqp (or sar)"
+            )
         if config.trace.rows:
-            raise MisuseError(f"trace.rows records quantised messages, and method {method.name} has none: use --method adaqp")
+            way = "give it --bits" if method.name == "sar" else "use --method adaqp"
+            raise MisuseError(f"trace.rows records quantised messages, and method {method.name} has none: {way}")
         return
+    if method.dropping and method.name == "sar":
+        raise MisuseError("method sar drops no messages: leave method.dropping out, or use --method adaqp")
     rule = width_rule(config)
     if isinstance(rule, FileRule) and not rule.path.is_file():
         raise MisuseError(f"method.bits: there is no file {rule.path}; give a width, random, adaptive or an .npz")
@@ -236,7 +241,8 @@ def _check_method(config: RunConfig) -> None:
             f"method.reassign_every = {method.reassign_every}, but {rule.path} has no prices to renew widths by; leave it out"
         )
     if config.dtype != "float32":
-        raise MisuseError(f"method adaqp sends float32 rows, not {config.dtype}: leave dtype out")
+        way = "leave dtype out" if method.name == "adaqp" else "leave dtype or method.bits out"
+        raise MisuseError(f"method {method.name} sends float32 rows, not {config.dtype}: {way}")
     unknown = sorted(set(method.adaptive.choices) - set(CODED_WIDTHS))
     if unknown or not method.adaptive.choices:
         what = f"width {unknown[0]} is unknown" if unknown else "no width to choose from"
@@ -303,6 +309,14 @@ def prepare_run_folder(folder: RunFolder, config: RunConfig, shards: ShardSet, *
         )
     except OSError as error:
         raise RunError(f"cannot write run folder {folder.path}: {error.strerror}") from error
+
+
+def add_to_result(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Write more into a run's result; returns all of it."""
+    run_folder = RunFolder(folder)
+    result = {**read_result(run_folder), **facts}
+    write_json(run_folder.result, result)
+    return result
 
 
 def read_result(folder: RunFolder) -> dict[str, Any]:
@@ -394,31 +408,39 @@ def estimate_of_shards(config: RunConfig, shards: ShardSet) -> list[RankEstimate
     for rank in range(shards.parts):
         view = with_first_bits(config, network, shards, build_view(config, network, shards, rank))
         summary = summarize(walk(method.epoch(view)))
-        values = sum(spec.parameters for spec in view.layers)
-        optimizer_states = {"sgd": 1}.get(config.training.optimizer, 2)
+        held = holdings(_with_likely_aggregated(view), method, optimizer_states={"sgd": 1}.get(config.training.optimizer, ADAM))
         estimates.append(
             RankEstimate(
                 rank=rank,
                 own=view.part.own,
                 halo=view.part.halo,
-                structure=_structure_bytes(view),
-                features=_feature_bytes(view),
+                structure=held.structure,
+                features=held.features,
                 buffers=summary.peak_bytes,
-                parameters=values * view.value_bytes * (2 + optimizer_states),
+                parameters=held.parameters,
                 exchange_per_epoch=summary.exchange_bytes,
                 reduce_per_epoch=summary.reduce_bytes,
                 edge_data=_edge_bytes(view),
-                loaded_edge_data=edge_data_bytes(view),
+                loaded_edge_data=held.edge_data,
             )
         )
     return estimates
 
 
-def _structure_bytes(view: RankView) -> int:
-    """int32 columns and the int64 offsets, ids and degrees that are kept beside them."""
+def _with_likely_aggregated(view: RankView) -> RankView:
+    """The view with as many stored values of aggregated features as their density and the degrees let expect."""
     part = view.part
-    entries = part.nnz_central + part.nnz_marginal + part.own + part.nnz_halo
-    return 4 * entries + 8 * (4 * part.own + 2 * part.halo + 2 * (part.own + part.halo))
+    if not part.features_sparse or schedule_layers(view)[0].order is not Order.AGGREGATED_ONCE:
+        return view
+    density = sum(part.feature_nnz) / max(1, part.rows(Part.ALL) * part.feature_dim)
+    neighbours = (part.nnz_central + part.nnz_marginal) / max(1, part.own)
+    filled = 1.0 - (1.0 - density) ** (neighbours + 1)
+    if filled >= DENSE_FROM:
+        return view
+    central, marginal, halo = (
+        round(part.rows(each) * part.feature_dim * filled) for each in (Part.CENTRAL, Part.MARGINAL, Part.HALO)
+    )
+    return replace(view, part=replace(part, aggregated_sparse=True, aggregated_nnz=(central, marginal, halo)))
 
 
 def _edge_bytes(view: RankView) -> int:
@@ -426,30 +448,6 @@ def _edge_bytes(view: RankView) -> int:
     part = view.part
     columns = part.edge_dim + (part.relations > 0)
     return 4 * columns * (part.nnz_central + part.nnz_marginal + part.own) + (8 * part.nnz_halo if columns else 0)
-
-
-def _feature_bytes(view: RankView) -> int:
-    """Static feature rows; sparse ones that are aggregated are counted dense, which is the most they can take."""
-    schedule, part, spec = schedule_layers(view)[0], view.part, view.layers[0]
-    dense_row = part.feature_dim * view.value_bytes
-    if schedule.order is Order.AGGREGATED_ONCE:
-        rows = part.rows(schedule.rows)
-        aggregated = rows * dense_row
-        if part.features_sparse:
-            density = sum(part.feature_nnz) / max(1, part.rows(Part.ALL) * part.feature_dim)
-            neighbours = (part.nnz_central + part.nnz_marginal) / max(1, part.own)
-            filled = 1.0 - (1.0 - density) ** (neighbours + 1)
-            if filled < DENSE_FROM:
-                aggregated = int(rows * part.feature_dim * filled * 2 * (4 + view.value_bytes))
-        return aggregated + (_raw_bytes(view, schedule.rows) if spec.self_weight else 0)
-    return _raw_bytes(view, Part.ALL)
-
-
-def _raw_bytes(view: RankView, rows: Part) -> int:
-    part = view.part
-    if part.features_sparse and not view.layers[0].reads_plain_inputs:
-        return part.stored_values(rows, aggregated=False) * 2 * (4 + view.value_bytes)
-    return part.rows(rows) * part.feature_dim * view.value_bytes
 
 
 def estimate_document(estimates: list[RankEstimate]) -> list[dict[str, int]]:

@@ -30,6 +30,7 @@ from halocast.runtime.clock import Clock
 from halocast.runtime.config import RunConfig
 from halocast.runtime.exchange.codec import Rounding
 from halocast.runtime.exchange.quantized import ExchangeKey, MessageRows, QuantizedMessages
+from halocast.runtime.exchange.separate import SeparateMessages
 from halocast.runtime.exchange.transport import Transport
 from halocast.runtime.executor import Executor, Method, RankData, Recorder, with_aggregated_statistics
 from halocast.runtime.features import FeatureRows, aggregated_features, raw_features
@@ -198,7 +199,7 @@ def build_session(
         on_step("assigning widths")
         table = message_table(config, network, shards, transport.rank)
         assigner = build_assigner(config, table, adjacency, network, transport)
-        messages = QuantizedMessages(
+        messages = (QuantizedMessages if method.receives_in_place else SeparateMessages)(
             table.own,
             view.part,
             np.asarray(shard.boundary),

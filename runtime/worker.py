@@ -243,6 +243,7 @@ def trace_manifest(
             overlap=view.overlap,
             threads=torch.get_num_threads(),
             prefetch=view.prefetch,
+            kept_layers=view.kept_layers,
         ).to_json(),
         clock_offsets=tuple(ClockOffset(**rank["offset"]) for rank in ranks),
         date=date.today().isoformat(),

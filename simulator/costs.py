@@ -199,6 +199,10 @@ class MemoryCosts(Record):
     per_unpacked_byte: float
     first_rank: float
     """Bytes more on rank 0."""
+    per_message: float = 0.0
+    """Bytes more for each message of an epoch."""
+    by_reduction: dict[str, float] = {}
+    """Bytes more where messages merge, by how they do: what kernels and autograd hold of such layers."""
     low: float
     """5th percentile of measured over forecast peaks in calibration."""
     high: float

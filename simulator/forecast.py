@@ -289,7 +289,10 @@ def assign_shares(workload: Workload, shares: Mapping[tuple[int, Direction], Map
         for shape in exchange_shapes(workload.view(rank)):
             share = shares.get((shape.layer, shape.direction)) or {8: 1.0}
             exchanges[shape.layer, shape.direction] = ExchangeBits(
-                tuple(_split(rows, share) for rows in shape.rows_out), tuple(_split(rows, share) for rows in shape.rows_in)
+                *(
+                    tuple(_split(count, share) for count in rows)
+                    for rows in (shape.rows_out, shape.rows_in, shape.again_out, shape.again_in)
+                )
             )
         assignments.append(BitAssignment(exchanges))
     return tuple(assignments)

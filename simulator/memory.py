@@ -1,8 +1,10 @@
 """How much memory a rank will need: what its program keeps, what its shard holds, and what the allocator adds.
 
 A rank's peak is the sum of a constant (the runtime's own pages), the arena that its program's Keep and Free plan, the static
-arrays of its shard, what messages under way hold in the transport, what quantising them takes besides, and what rank 0 keeps
-for all; each with a factor fitted to measured peaks. The fit
+arrays of its shard, what messages under way hold in the transport and what handling each takes, what quantising
+them takes besides, what autograd holds of layers by blocks, and what rank 0 keeps for all; each with a factor fitted to
+measured peaks. A byte of the arena and of a static array is a byte unless runs say otherwise: a few small ones cannot tell
+it from a constant. The fit
 is moved up until no calibrated rank lies more than `LARGEST_SHORTFALL` above it: a forecast that is too low is the unsafe one.
 """
 
@@ -16,12 +18,11 @@ import numpy.typing as npt
 from scipy.optimize import nnls
 
 from halocast.runtime.programs import METHODS
-from halocast.runtime.programs.merging import edge_data_bytes
-from halocast.runtime.programs.schedule import Order, schedule_layers
-from halocast.simulator.costs import MemoryCosts
+from halocast.runtime.programs.holdings import holdings
+from halocast.simulator.costs import MemoryCosts, messages_of
 from halocast.simulator.observations import Configuration, Observation
 from halocast.traces.buffers import plan_arena, walk
-from halocast.traces.operations import Dequantize, Direction, Exchange, Operation, Part
+from halocast.traces.operations import Dequantize, Direction, Exchange, Operation
 from halocast.traces.workload import RankView
 
 Floats = npt.NDArray[np.float64]
@@ -29,17 +30,29 @@ LARGEST_SHORTFALL = 0.02
 """Measured over forecast peak, minus 1, that calibration tolerates on its own runs."""
 
 
-TERMS = ("constant", "per_arena_byte", "per_static_byte", "per_wire_byte", "quantising", "per_unpacked_byte", "first_rank")
+TERMS = (
+    "constant", "per_arena_byte", "per_static_byte", "per_wire_byte", "quantising", "per_unpacked_byte", "first_rank",
+    "per_message",
+)  # fmt: skip
 """What each of `memory_terms` is multiplied with: fields of `MemoryCosts`."""
+REDUCTIONS = ("attention", "attention v2", "maximum", "sum", "other")
+"""Kinds of layers by blocks that hold something of their own; then `MemoryCosts.by_reduction` of each."""
+COUNTED = ("per_arena_byte", "per_static_byte")
+"""Those that are 1 by what they count."""
+NAMES = (*TERMS, *REDUCTIONS)
+CONFIDENCE = 0.3
+"""In that: a factor that is off by 1 counts as much as a peak that is off by this share."""
 
 
 def memory_terms(view: RankView, method: str, epoch: Sequence[Operation] | None = None) -> Floats:
-    """[7] by `TERMS`: 1, bytes of the arena, of static arrays, and of the largest exchange's messages at this rank; where
-    messages are quantised 1 and the bytes of the largest exchange's rows once unpacked; 1 on rank 0."""
+    """[13] by `TERMS` and `REDUCTIONS`: 1, bytes of the arena, of static arrays, and of the largest exchange's messages at this
+    rank; where messages are quantised 1 and the bytes of the largest exchange's rows once unpacked; 1 on rank 0; messages of an
+    epoch; 1 for each kind of layers by blocks that there is."""
     program = METHODS[method]
     epoch = walk(program.epoch(view)) if epoch is None else epoch
     arena = plan_arena([epoch, walk(program.evaluation(view))]).size
-    wire = max((each.work.bytes_out + each.work.bytes_in for each in epoch if isinstance(each, Exchange)), default=0)
+    exchanges = [each for each in epoch if isinstance(each, Exchange)]
+    wire = max((each.work.bytes_out + each.work.bytes_in for each in exchanges), default=0)
     unpacked: dict[tuple[int, Direction], int] = {}
     for each in epoch:
         if isinstance(each, Dequantize) and 0 < each.work.bits < 32:
@@ -47,36 +60,22 @@ def memory_terms(view: RankView, method: str, epoch: Sequence[Operation] | None 
             unpacked[key] = unpacked.get(key, 0) + each.work.rows * each.work.dim_out * view.value_bytes
     return np.array(
         [
-            1.0, float(arena), float(static_bytes(view)), float(wire), float(bool(unpacked)),
-            float(max(unpacked.values(), default=0)), float(view.rank == 0),
+            1.0, float(arena), float(static_bytes(view, method)), float(wire), float(bool(unpacked)),
+            float(max(unpacked.values(), default=0)), float(view.rank == 0), float(sum(map(messages_of, exchanges))),
+            *reductions_of(view),
         ]
     )  # fmt: skip
 
 
-def static_bytes(view: RankView) -> int:
+def static_bytes(view: RankView, method: str) -> int:
     """Bytes of what a rank loads once: adjacency, edge data, features, labels, parameters and their optimiser state."""
-    part, value = view.part, view.value_bytes
-    own, rows = part.own, part.own + part.halo
-    nnz = part.nnz_central + part.nnz_marginal
-    adjacency = 4 * (own + nnz) + 16 * own + 4 * part.nnz_halo + 8 * part.halo + 4 * part.boundary
-    identity = 16 * rows + 11 * own  # node ids and degrees; labels and three masks
-    parameters = sum(layer.parameters for layer in view.layers)
-    return adjacency + identity + _feature_bytes(view) + 4 * value * parameters + edge_data_bytes(view)
+    return holdings(view, METHODS[method]).total
 
 
-def _feature_bytes(view: RankView) -> int:
-    """Static inputs of the first layer, as the schedule needs them."""
-    part, value, first = view.part, view.value_bytes, schedule_layers(view)[0]
-    total = 0
-    if first.order is Order.AGGREGATED_ONCE:
-        stored = part.stored_values(first.rows, aggregated=True)
-        total += 2 * (4 + value) * stored if part.aggregated_sparse else value * part.rows(first.rows) * part.feature_dim
-        if not view.layers[0].self_weight:
-            return total
-    rows = Part.OWN if first.sends_forward else Part.ALL
-    if part.features_sparse and not view.layers[0].reads_plain_inputs:
-        return total + 2 * (4 + value) * part.stored_values(rows, aggregated=False)
-    return total + value * part.rows(rows) * part.feature_dim
+def reductions_of(view: RankView) -> list[float]:
+    """1 for each of `REDUCTIONS` that a layer has."""
+    met = {layer.reduction if layer.reduction in REDUCTIONS else "other" for layer in view.layers if layer.is_blockwise}
+    return [float(each in met) for each in REDUCTIONS]
 
 
 @cache
@@ -97,13 +96,17 @@ def fit_memory(observations: Sequence[Observation]) -> MemoryCosts | None:
     measured = np.array([np.mean(peaks) for _, peaks in found.values()])
     scale = values.max(axis=0)
     scale[scale == 0.0] = 1.0
-    solution, _ = nnls(values / scale / measured[:, None], np.ones(len(measured)))
+    counted = CONFIDENCE * np.array([np.where([name == each for name in NAMES], 1.0 / scale, 0.0) for each in COUNTED])
+    shares = np.vstack([values / scale / measured[:, None], counted])
+    solution, _ = nnls(shares, np.concatenate([np.ones(len(measured)), np.full(len(COUNTED), CONFIDENCE)]))
     coefficients = solution / scale
     ratio = measured / (values @ coefficients)
     lift = max(1.0, float(ratio.max()) / (1.0 + LARGEST_SHORTFALL))
     logs = np.log(ratio / lift)
+    found_by_name = dict(zip(NAMES, (coefficients * lift).tolist(), strict=True))
     return MemoryCosts(
-        **dict(zip(TERMS, (coefficients * lift).tolist(), strict=True)),
+        **{name: found_by_name[name] for name in TERMS},
+        by_reduction={name: found_by_name[name] for name in REDUCTIONS if values[:, NAMES.index(name)].any()},
         low=float(np.exp(np.quantile(logs, 0.05))),
         high=float(np.exp(np.quantile(logs, 0.95))),
     )
@@ -115,5 +118,7 @@ def peak_bytes(costs: MemoryCosts, view: RankView, method: str) -> float:
 
 
 def peaks_of(costs: MemoryCosts, terms: Floats) -> Floats:
-    """[...] the same of `memory_terms` [..., 7]."""
-    return np.asarray(terms @ np.array([getattr(costs, name) for name in TERMS]))
+    """[...] the same of `memory_terms` [..., 13]; of layers that no run had, as much as of those that hold most."""
+    most = max(costs.by_reduction.values(), default=0.0)
+    factors = [*(getattr(costs, name) for name in TERMS), *(costs.by_reduction.get(name, most) for name in REDUCTIONS)]
+    return np.asarray(terms @ np.array(factors))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from halocast.traces.operations import Direction, Operation
 from halocast.traces.schema import TRACE_SCHEMA_VERSION
 from halocast.traces.trace import COMMUNICATION, COMPUTE, MANIFEST, TRAIN, Trace, read_trace
 from halocast.traces.wire import BitHistogram
-from halocast.traces.workload import BitAssignment, ExchangeBits, RankView, Workload
+from halocast.traces.workload import BitAssignment, ExchangeBits, LayerSpec, RankView, Workload
 
 Floats = npt.NDArray[np.float64]
 
@@ -143,7 +143,7 @@ def observe(folder: Path) -> Observation:
         manifest.config, manifest.graph.name, manifest.graph.fingerprint, workload, manifest.machine.devices
     )
     bits = _traced_bits(trace, workload, epochs[-1], rotated=manifest.config["method"].get("rounding") == "rotated")
-    if configuration.method != "adaqp":
+    if not configuration.bits:
         bits = (None,) * workload.world_size
     observation = Observation(folder, trace, configuration, workload, bits, epochs, seconds, _peaks(folder))
     _check_structure(observation)
@@ -155,15 +155,15 @@ def _configuration(
 ) -> Configuration:
     method, model, partition = config["method"], config["model"], config["partition"]
     exact = "".join("1" if value else "0" for value in method["exact"].values())
-    widths = "x".join(str(layer.dim_out) for layer in workload.layers)
-    bits = "" if method["name"] != "adaqp" else str(method["bits"] or "adaptive").removeprefix("uniform:")
+    bits = str(method.get("bits") or ("adaptive" if method["name"] == "adaqp" else "")).removeprefix("uniform:")
     return Configuration(
         graph=graph,
         fingerprint=fingerprint,
-        model=f"{model['layer']} {workload.layers[0].dim_in}x{widths} exact {exact}"
+        model=f"{model_name(model['layer'], workload.layers, model.get('options', {}))} exact {exact}"
         + (" batch norm" if any(layer.batch_norm for layer in workload.layers) else "")
         + ("" if workload.overlap else " no overlap")
-        + (f" prefetch {workload.prefetch}" if method["name"] == "sar" else ""),
+        + (f" prefetch {workload.prefetch}" if method["name"] == "sar" else "")
+        + (f" kept {','.join(map(str, workload.kept_layers))}" if workload.kept_layers else ""),
         ranks=workload.world_size,
         method=method["name"],
         bits=bits,
@@ -172,6 +172,12 @@ def _configuration(
         device=devices[0].partition(" ")[2] or devices[0],
         threads=workload.threads,
     )
+
+
+def model_name(layer: str, specs: Sequence[LayerSpec], options: Mapping[str, Any]) -> str:
+    """A model as far as its time depends on it, up to the savings."""
+    widths = "x".join(str(spec.dim_out) for spec in specs)
+    return " ".join([f"{layer} {specs[0].dim_in}x{widths}", *(f"{key} {options[key]}" for key in sorted(options))])
 
 
 def parse_link(hosts: str) -> float:
@@ -216,17 +222,17 @@ def _traced_bits(trace: Trace, workload: Workload, epoch: int, *, rotated: bool)
     messages = trace.messages
     messages = messages[(messages["phase"] == TRAIN) & (messages["epoch"] == epoch)]
     world = workload.world_size
-    tables: list[dict[tuple[int, Direction], tuple[list[BitHistogram], list[BitHistogram]]]] = [
-        defaultdict(lambda: ([()] * world, [()] * world)) for _ in range(world)
+    tables: list[dict[tuple[int, Direction], list[list[BitHistogram]]]] = [
+        defaultdict(lambda: [[()] * world for _ in range(4)]) for _ in range(world)
     ]
-    for row in messages.to_dict("records"):
-        outgoing, incoming = tables[row["rank"]][row["layer"], Direction(row["direction"])]
-        outgoing[row["peer"]], incoming[row["peer"]] = _histogram(row["bits_out"]), _histogram(row["bits_in"])
+    for row in messages.sort_values("index").to_dict("records"):
+        outgoing, incoming, again_outgoing, again_incoming = tables[row["rank"]][row["layer"], Direction(row["direction"])]
+        for bits, first, again in (("bits_out", outgoing, again_outgoing), ("bits_in", incoming, again_incoming)):
+            histogram = _histogram(row[bits])
+            if histogram:  # a message may go one way only
+                (again if first[row["peer"]] else first)[row["peer"]] = histogram
     return tuple(
-        BitAssignment(
-            {key: ExchangeBits(tuple(outgoing), tuple(incoming)) for key, (outgoing, incoming) in table.items()},
-            rotated=rotated,
-        )
+        BitAssignment({key: ExchangeBits(*map(tuple, widths)) for key, widths in table.items()}, rotated=rotated)
         for table in tables
     )
 

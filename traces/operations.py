@@ -113,6 +113,7 @@ class Transform(Operation):
     """The dense, row-wise half of a layer on the rows of `part`; `stage` says which step of it."""
 
     stage: Stage = Stage.WHOLE
+    reduction: str = ""  # of a layer by blocks, whose projection and finish are its own: see `Merge`
     source: str = field(default="", compare=False)  # h, the layer's input rows
     aggregated: str = field(default="", compare=False)  # A h
     preactivation: str = field(default="", compare=False)  # what bias, norm and activation are applied to
@@ -128,7 +129,7 @@ class Transform(Operation):
 
     @property
     def detail(self) -> str:
-        return self.stage.value
+        return f"{self.stage.value}, {self.reduction}" if self.reduction else self.stage.value
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,6 +213,9 @@ class ExchangeBits:
 
     outgoing: tuple[BitHistogram, ...]
     incoming: tuple[BitHistogram, ...]
+    again_outgoing: tuple[BitHistogram, ...] = ()
+    """Where sequential aggregation sends only the first of these rows a second time: those."""
+    again_incoming: tuple[BitHistogram, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

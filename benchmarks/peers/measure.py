@@ -57,11 +57,11 @@ class LayerWeights:
     own: npt.NDArray[np.float32] | None
 
 
-def parse_options(description: str | None, variants: Sequence[str] = ("",)) -> Options:
+def parse_options(description: str | None, variants: Sequence[str] = ("",), models: Sequence[str] = ("gcn", "sage")) -> Options:
     """Reads the command line and starts the process anew where OMP_NUM_THREADS differs: OpenMP reads it when loaded."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("graph", type=Path, help=".npz")
-    parser.add_argument("--model", choices=("gcn", "sage"), default="gcn")
+    parser.add_argument("--model", choices=models, default=models[0])
     parser.add_argument("--variant", choices=variants, default=variants[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=7, help="timed epochs, after the warm-up")

@@ -34,6 +34,8 @@ PEERS = {
     "pyg-gather": ("pyg_full", "gather"),
     "torch-csr": ("torch_csr", ""),
     "embedding-bag": ("embedding_bag", ""),
+    "dgl-gat": ("attention", "dgl"),
+    "pyg-gat": ("attention", "pyg"),
 }
 DEFAULT_PEERS = ("dgl", "pyg-edge-index", "pyg-csr", "torch-csr", "embedding-bag")
 LOSS_TOLERANCE = 1e-3
@@ -255,7 +257,7 @@ def _parse_options() -> argparse.Namespace:
     parser.add_argument("graph", type=_existing, help=".npz")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=DEFAULT_PEERS)
     parser.add_argument("--also", action="append", default=[], metavar="CMD", help="another command; may be repeated")
-    parser.add_argument("--models", nargs="+", choices=("gcn", "sage"), default=("gcn", "sage"))
+    parser.add_argument("--models", nargs="+", choices=("gcn", "sage", "gat"), default=("gcn", "sage"))
     parser.add_argument("--threads", nargs="+", type=int, default=(1, 2))
     parser.add_argument("--orders", nargs="*", type=_existing, default=(), help=".npy permutations, beside the order as is")
     parser.add_argument("--as-is", action=argparse.BooleanOptionalAction, default=True, help="the order of the file too")

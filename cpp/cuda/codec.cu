@@ -1,23 +1,13 @@
 // The kernels, and how many threads they get. Compile without fused multiply-adds, as every implementation of the wire
 // format.
-#include <cuda_runtime.h>
-
-#include <stdexcept>
-#include <string>
-
 #include "launch.h"
 #include "rotate.h"
+#include "start.h"
 
 namespace halocast::codec {
 namespace {
 
-constexpr int block_warps = 4;
-constexpr int block_threads = block_warps * warp_lanes;
 constexpr int block_memory = 48 << 10;  // shared memory that every GPU grants without asking
-
-__device__ __forceinline__ std::int64_t warp_number() {
-  return static_cast<std::int64_t>(blockIdx.x) * (blockDim.x / warp_lanes) + threadIdx.x / warp_lanes;
-}
 
 // The warps after those of the rows write the headers.
 template <int lanes, int vector, bool whole>
@@ -55,20 +45,6 @@ __global__ void __launch_bounds__(block_threads) pack_rotated_kernel(const PackJ
 __global__ void __launch_bounds__(block_threads) unpack_rotated_kernel(const UnpackJob job) {
   const std::int64_t number = warp_number();
   if (number < job.unpack.records.count) unpack_rotated(Warp(), job, number, memory_of_warp(job.unpack.records.dim));
-}
-
-std::int64_t blocks_for(std::int64_t items, std::int64_t block_items) {
-  return (items + block_items - 1) / block_items;
-}
-
-// Calls start(blocks, stream), unless there is nothing to do, and reports what CUDA has to say.
-template <class Start>
-void launch_named(const char* kernel, std::int64_t blocks, std::uintptr_t stream, const Start& start) {
-  if (blocks == 0) return;
-  start(static_cast<unsigned>(blocks), reinterpret_cast<cudaStream_t>(stream));
-  const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("CUDA kernel ") + kernel + ": " + cudaGetErrorString(error));
 }
 
 // The kernels count the bits of a row in 32 bits.

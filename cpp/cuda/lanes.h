@@ -50,6 +50,12 @@ class Warp {
     value = combine(value, __shfl_xor_sync(0xffffffffu, value, distance));
   }
 
+  // What another lane has, within a phase that every lane runs to here; `source` may differ from lane to lane.
+  template <class T>
+  HALOCAST_DEVICE T of(PerLane<T>& values, int source) const {
+    return __shfl_sync(0xffffffffu, values[lane_], source);
+  }
+
   HALOCAST_DEVICE bool any(PerLane<bool>& values) const { return __any_sync(0xffffffffu, values[lane_]) != 0; }
 
  private:
@@ -131,6 +137,7 @@ HALOCAST_DEVICE float higher_or_nan(float a, float b) {
 // 16 and 8 bytes as one access.
 using Quad = float4;
 using Pair = float2;
+using DoublePair = double2;
 
 #else
 
@@ -159,6 +166,11 @@ class Warp {
   void combine(PerLane<T>& values, int distance, const Combine& combine) const {
     PerLane<T> before = values;
     for (int lane = 0; lane < warp_lanes; ++lane) values[lane] = combine(before[lane], before[lane ^ distance]);
+  }
+
+  template <class T>
+  T of(PerLane<T>& values, int source) const {
+    return values[source];
   }
 
   bool any(PerLane<bool>& values) const {
@@ -222,6 +234,9 @@ struct Quad {
 };
 struct Pair {
   float x, y;
+};
+struct DoublePair {
+  double x, y;
 };
 
 #endif

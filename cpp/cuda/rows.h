@@ -49,4 +49,33 @@ HALOCAST_DEVICE void store_vector(float* to, const float* values) {
     to[0] = values[0];
 }
 
+// The same for doubles: 2 or 1 of them.
+template <int vector>
+HALOCAST_DEVICE void load_vector(const double* from, double* to) {
+  if (vector == 2) {
+    const DoublePair pair = load_as<DoublePair>(from);
+    to[0] = pair.x, to[1] = pair.y;
+  } else {
+    to[0] = from[0];
+  }
+}
+
+template <int vector>
+HALOCAST_DEVICE void load_constant_vector(const double* from, double* to) {
+  if (vector == 2) {
+    const DoublePair pair = load_constant_as<DoublePair>(from);
+    to[0] = pair.x, to[1] = pair.y;
+  } else {
+    to[0] = load_constant_as<double>(from);
+  }
+}
+
+template <int vector>
+HALOCAST_DEVICE void store_vector(double* to, const double* values) {
+  if (vector == 2)
+    store_as(to, DoublePair{values[0], values[1]});
+  else
+    to[0] = values[0];
+}
+
 }  // namespace halocast::codec

@@ -129,9 +129,11 @@ class Layout(Records):
         one_sided: bool,
         rounding: Rounding = Rounding.STOCHASTIC,
         device: torch.device | str = "cpu",
+        apart: bool = False,
     ) -> Layout:
         """Lay out messages one after the other. widths: uint8 ``[rows]`` on the CPU. counts: (peer, rows) in row order.
 
+        apart: each message is at the start of a buffer of its own (see `alone`).
         Rows of width `wire.DROPPED` get no record. A peer without rows gets a message that is a header only. The tensors of
         the layout live on `device`. Raises MisuseError for an unknown width, a wrong length, a peer named twice, and a dim
         that the format cannot express.
@@ -155,7 +157,9 @@ class Layout(Records):
             header = (MAGIC, flags, 0, count, dim, _checksum(of_peer), stop - start)
             headers += _HEADER.pack(*header)
             records = slice(record, record + count - dict(histogram).get(wire_format.DROPPED, 0))
-            messages[peer] = Message(records, slice(start, stop), histogram, header)
+            if apart:
+                offsets[rows] -= start
+            messages[peer] = Message(records, slice(0, stop - start) if apart else slice(start, stop), histogram, header)
             row, start, record = rows.stop, stop, records.stop
         sent = widths != wire_format.DROPPED
         return cls(
@@ -198,6 +202,31 @@ class Layout(Records):
             headers[number, _WIDTHS_BYTES] = checksum.to(headers.device)
             messages[peer] = replace(message, header=header)
         return replace(self, widths=of_records, offsets=offsets, headers=headers, messages=messages)
+
+    def alone(self, peer: int, count: int) -> Layout:
+        """The message of one peer's first `count` rows in a buffer of its own; shares this layout's tensors.
+
+        The layout must be laid out `apart`, and without dropped rows.
+        """
+        message = self.messages[peer]
+        rows = slice(message.rows.start, message.rows.start + count)
+        widths = self.widths[rows]
+        bits, occurrences = torch.unique(widths.cpu(), return_counts=True)
+        histogram = tuple(zip(bits.tolist(), occurrences.tolist(), strict=True))
+        size = wire_format.message_bytes(
+            histogram, self.dim, one_sided=self.one_sided, rotated=self.rounding is Rounding.ROTATED
+        )
+        header = (*message.header[:_ROWS_FIELD], count, self.dim, _checksum(widths.cpu()), size)
+        packed = torch.frombuffer(bytearray(_HEADER.pack(*header)), dtype=torch.uint8)
+        return replace(
+            self,
+            widths=widths,
+            offsets=self.offsets[rows],
+            bytes=size,
+            headers=packed.view(1, wire_format.HEADER_BYTES).to(self.headers.device),
+            header_offsets=self.header_offsets[:1],
+            messages={peer: Message(slice(0, count), slice(0, size), histogram, header)},
+        )
 
     @property
     def peers(self) -> tuple[int, ...]:
@@ -394,7 +423,7 @@ def _implementation(tensor: Tensor) -> str | None:
     """
     if kernels.is_native(tensor):
         return "cpu"
-    return "cuda" if tensor.device.type == "cuda" and kernels.has_cuda_codec() else None
+    return "cuda" if tensor.device.type == "cuda" and kernels.has_cuda_kernels() else None
 
 
 def _on_gpu(launch: Callable[..., None], wire: Tensor, count: int, *arguments: Any) -> int:

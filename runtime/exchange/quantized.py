@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,7 @@ from halocast.runtime.exchange import codec
 from halocast.runtime.exchange.dropping import DroppingPair, all_dropped
 from halocast.runtime.programs.adaqp import ExchangeShape
 from halocast.traces.operations import Direction
-from halocast.traces.wire import DROPPED, WIDTHS
+from halocast.traces.wire import DROPPED, WIDTHS, BitHistogram
 from halocast.traces.workload import BitAssignment, ExchangeBits, PartStatistics
 
 ExchangeKey = tuple[int, Direction]
@@ -68,8 +70,10 @@ class MessageWidths:
         return BitAssignment(
             {
                 (shape.layer, shape.direction): ExchangeBits(
-                    _histograms(self.outgoing[shape.layer, shape.direction], shape.rows_out),
-                    _histograms(self.incoming[shape.layer, shape.direction], shape.rows_in),
+                    _histograms(self.outgoing[shape.layer, shape.direction], shape.rows_out, shape.rows_out),
+                    _histograms(self.incoming[shape.layer, shape.direction], shape.rows_in, shape.rows_in),
+                    _histograms(self.outgoing[shape.layer, shape.direction], shape.rows_out, shape.again_out),
+                    _histograms(self.incoming[shape.layer, shape.direction], shape.rows_in, shape.again_in),
                 )
                 for shape in shapes
             },
@@ -83,11 +87,12 @@ class MessageWidths:
         )
 
 
-def _histograms(widths: WidthArray, rows: Sequence[int]) -> tuple[tuple[tuple[int, int], ...], ...]:
-    ends = np.cumsum(rows)
+def _histograms(widths: WidthArray, rows: Sequence[int], first: Sequence[int]) -> tuple[BitHistogram, ...]:
+    """Widths of the `first` of each peer's `rows`; none where `first` is empty."""
+    starts = np.cumsum(rows) - rows
     histograms = []
-    for count, end in zip(rows, ends, strict=True):
-        values, counts = np.unique(widths[end - count : end], return_counts=True)
+    for start, count in zip(starts[: len(first)], first, strict=True):
+        values, counts = np.unique(widths[start : start + count], return_counts=True)
         histograms.append(tuple(zip(values.tolist(), counts.tolist(), strict=True)))
     return tuple(histograms)
 
@@ -181,6 +186,9 @@ class _Channel:
 class QuantizedMessages:
     """Encodes and decodes one rank's messages; widths can be replaced between two epochs."""
 
+    _messages_are_apart: ClassVar[bool] = False
+    """Whether each peer's message is in a buffer of its own."""
+
     def __init__(
         self,
         shapes: Sequence[ExchangeShape],
@@ -265,22 +273,8 @@ class QuantizedMessages:
             layout, nodes = draws.layout, nodes[draws.kept]
             index = draws.kept if index is None else index[draws.kept]
             ranges = None if ranges is None else ranges[draws.kept]
-        try:
-            codec.pack(
-                rows,
-                wire,
-                layout,
-                self._stream(layer, direction, epoch),
-                nodes,
-                index=index,
-                ranges=ranges,
-            )
-        except codec.UnsendableRowError as error:
-            node = int(nodes[error.row])
-            raise RunError(
-                f"layer {layer} {direction}, epoch {epoch}: the row of node {node} cannot be sent ({error.reason}); "
-                "check the features, or lower training.learning_rate"
-            ) from error
+        with naming_the_node(layer, direction, epoch, nodes):
+            codec.pack(rows, wire, layout, self._stream(layer, direction, epoch), nodes, index=index, ranges=ranges)
         if draws is not None and ranges is not None:
             channel.ranges[draws.kept] = ranges
             self._measure_dropped(channel, draws, rows)
@@ -309,7 +303,7 @@ class QuantizedMessages:
         in_order = forward and factors is None  # a peer's halo rows are one range
         first = self._part.own + sum(self._part.halo_from[:peer])
         halo = rows[first : first + messages.stop - messages.start]
-        try:
+        with naming_the_sender(layer, direction, epoch, peer):
             codec.unpack(
                 wire,
                 layout,
@@ -321,10 +315,6 @@ class QuantizedMessages:
                 accumulate=not forward,
                 factors=None if forward else factors,
             )
-        except codec.WireError as error:
-            raise RunError(
-                f"layer {layer} {direction}, epoch {epoch}: the message of rank {peer} is broken: {error}"
-            ) from error
         if forward and factors is not None:
             halo.mul_(factors[:, None])
 
@@ -357,6 +347,7 @@ class QuantizedMessages:
             one_sided=shape.one_sided,
             rounding=self.rounding,
             device=self._device,
+            apart=self._messages_are_apart,
         )
         if (widths != DROPPED).all():
             return layout
@@ -367,6 +358,27 @@ class QuantizedMessages:
             if count
         }
         return _Draws({peer: each for peer, each in pairs.items() if each is not None}, layout, rows)
+
+
+@contextmanager
+def naming_the_node(layer: int, direction: Direction, epoch: int, nodes: Tensor) -> Iterator[None]:
+    """Raise RunError for a row that cannot be sent. nodes: those of the message's rows."""
+    try:
+        yield
+    except codec.UnsendableRowError as error:
+        raise RunError(
+            f"layer {layer} {direction}, epoch {epoch}: the row of node {int(nodes[error.row])} cannot be sent "
+            f"({error.reason}); check the features, or lower training.learning_rate"
+        ) from error
+
+
+@contextmanager
+def naming_the_sender(layer: int, direction: Direction, epoch: int, peer: int) -> Iterator[None]:
+    """Raise RunError for a message that is not the one agreed."""
+    try:
+        yield
+    except codec.WireError as error:
+        raise RunError(f"layer {layer} {direction}, epoch {epoch}: the message of rank {peer} is broken: {error}") from error
 
 
 def _as_slice(rows: npt.NDArray[np.int64]) -> slice | None:

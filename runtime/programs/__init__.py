@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from halocast.runtime.programs.adaqp import AdaQP
 from halocast.runtime.programs.full import FullGraph
-from halocast.runtime.programs.sar import SequentialAggregation
+from halocast.runtime.programs.quantized_sar import QuantizedSequentialAggregation
 
-METHODS = {method.name: method for method in (FullGraph(), AdaQP(), SequentialAggregation())}
+METHODS = {method.name: method for method in (FullGraph(), AdaQP(), QuantizedSequentialAggregation())}
 """Methods by the name that ``--method`` takes."""

@@ -8,12 +8,12 @@ computed, and decoded peer by peer, in ring order, as they land. Evaluation send
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from halocast.runtime.programs.full import FullGraph, LayerProgram, Steps, describe_layers, width_of
 from halocast.traces.operations import Direction, Free, Keep, Operation, PeerMessage, Quantize, Wait, Work
-from halocast.traces.wire import message_bytes
+from halocast.traces.wire import BitHistogram, message_bytes
 from halocast.traces.workload import BitAssignment, ExchangeBits, RankView
 
 FORWARD, BACKWARD = Direction.FORWARD, Direction.BACKWARD
@@ -41,6 +41,10 @@ class ExchangeShape:
     """Rows received from each peer."""
     one_sided: bool
     """No value is negative, as after ReLU: a row's minimum is taken to be 0 and not sent."""
+    again_out: tuple[int, ...] = ()
+    """Of each peer's rows the first so many are all that sequential aggregation sends a second time; (): no such limit."""
+    again_in: tuple[int, ...] = ()
+    """The same of those received."""
 
 
 def exchange_shapes(view: RankView) -> tuple[ExchangeShape, ...]:
@@ -58,7 +62,10 @@ def uniform_bits(view: RankView, bits: int, *, rotated: bool = False) -> BitAssi
     return BitAssignment(
         {
             (shape.layer, shape.direction): ExchangeBits(
-                *(tuple(((bits, count),) if count else () for count in rows) for rows in (shape.rows_out, shape.rows_in))
+                *(
+                    tuple(((bits, count),) if count else () for count in rows)
+                    for rows in (shape.rows_out, shape.rows_in, shape.again_out, shape.again_in)
+                )
             )
             for shape in exchange_shapes(view)
         },
@@ -72,10 +79,13 @@ class QuantizedLayer(LayerProgram):
 
     def shapes(self) -> list[ExchangeShape]:
         """The layer's exchanges."""
-        part, shapes = self.view.part, []
-        if self.schedule.sends_forward:
-            shapes.append(self.shape(FORWARD, part.boundary_to, part.halo_from))
-        if self.schedule.sends_backward:
+        part, schedule, shapes = self.view.part, self.schedule, []
+        if schedule.sends_forward:
+            shape = self.shape(FORWARD, part.boundary_to, part.halo_from)
+            if self.spec.refetches and schedule.labelled_only and schedule.sends_backward:
+                shape = replace(shape, again_out=part.labelled_boundary_to, again_in=part.labelled_halo_from)
+            shapes.append(shape)
+        if schedule.sends_backward:
             shapes.append(self.shape(BACKWARD, *self.backward_rows))
         return shapes
 
@@ -94,13 +104,16 @@ class QuantizedLayer(LayerProgram):
         return self.wire if direction is FORWARD else f"encoded_gradients{self.index}"
 
     def message(self, direction: Direction, peer: int, rows: int, *, incoming: bool = False) -> PeerMessage:
-        assert self.view.bits is not None, "method adaqp needs the widths of its messages"
-        bits = self.view.bits.exchanges[self.index, direction]
-        histogram = (bits.incoming if incoming else bits.outgoing)[peer]
+        assert self.view.bits is not None, "quantised messages need widths"
+        histogram = self.histogram(self.view.bits.exchanges[self.index, direction], direction, peer, rows, incoming=incoming)
         size = message_bytes(
             histogram, self.exchange_dim, one_sided=self.is_one_sided(direction), rotated=self.view.bits.rotated
         )
         return PeerMessage(peer, rows, size, histogram)
+
+    def histogram(self, bits: ExchangeBits, direction: Direction, peer: int, rows: int, *, incoming: bool) -> BitHistogram:
+        """The widths of a peer's message of so many rows."""
+        return (bits.incoming if incoming else bits.outgoing)[peer]
 
     def send_boundary(self, rows: str) -> Generator[Operation, Any, Any]:
         part = self.view.part

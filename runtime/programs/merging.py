@@ -15,7 +15,6 @@ from halocast.traces.operations import Direction, Free, Keep, Merge, Operation, 
 
 if TYPE_CHECKING:
     from halocast.runtime.programs.full import Backward, LayerProgram, Steps
-    from halocast.traces.workload import RankView
 
 FORWARD, BACKWARD = Direction.FORWARD, Direction.BACKWARD
 
@@ -145,24 +144,6 @@ def free(layer: LayerProgram, *names: str) -> Steps:
             yield Free(layer.index, name=name)
 
 
-def edge_data_bytes(view: RankView) -> int:
-    """Bytes of the edge data that the layers' blocks bring along, all blocks together; 0 where no layer reads any."""
-    part, value = view.part, view.value_bytes
-    inner = part.nnz_central + part.nnz_marginal - part.nnz_halo
-    total = 0
-    edge_dim = max(spec.edge_dim for spec in view.layers)
-    if edge_dim:  # the own block's structure is made anew; the others' entries by source get their places
-        entries = inner + (part.own if any(spec.self_loop for spec in view.layers) else 0)
-        total += edge_dim * value * (entries + part.nnz_halo) + 16 * entries + 16 * (part.own + 1) + 8 * part.nnz_halo
-    relations = max(spec.relations for spec in view.layers)
-    if relations:  # each block by target and by source, and the shares of its targets
-        peers = sum(1 for rows in part.halo_from if rows)
-        targets = part.own + peers * part.marginal
-        offsets = relations * (targets + part.own + part.halo) + 2 * (1 + peers)
-        total += 8 * (inner + part.nnz_halo) + 8 * offsets + relations * value * targets
-    return total
-
-
 def merge(layer: LayerProgram, direction: Direction, names: Names, peer: int = -1, **places: Any) -> Merge:
     """The own block's messages, or those of a peer."""
     spec, part = layer.spec, layer.view.part
@@ -247,6 +228,7 @@ def row_wise(
         part,
         Work(rows=rows, nnz=nnz, dim_in=spec.dim_in, dim_out=spec.dim_out, flops=flops),
         stage=stage,
+        reduction=spec.reduction,
         source=layer.source,
         aggregated=layer.reduced,
         preactivation=layer.preactivation,

@@ -150,6 +150,7 @@ class SequentialLayer(LayerProgram):
             if self.depth and place + self.depth < len(rounds):
                 ahead = rounds[place + self.depth]
                 flights[ahead.number] = yield from self.start_fetch(ahead, source)
+            yield from self.arrive(each.giver, each.incoming)
             if each.incoming:
                 yield from merging.with_room(self, visit(each, self.block(FORWARD, each.giver)))
             if each.taker != each.giver or not each.incoming:
@@ -160,20 +161,30 @@ class SequentialLayer(LayerProgram):
 
     def start_fetch(self, each: Round, source: str, suffix: str = "") -> Generator[Operation, Any, Any]:
         """Gather what the taker needs and set both messages of the round going. `suffix`: of the buffers' names."""
+        own_block, landing = self.own_block(FORWARD, each.taker) + suffix, self.landing(each.giver) + suffix
+        yield from self.gather(FORWARD, each.taker, each.outgoing, source, own_block)
+        yield self.keep_landing(FORWARD, each.giver, each.incoming, landing)
+        return (yield self.swap(FORWARD, each, own_block, landing))
+
+    def gather(self, direction: Direction, peer: int, rows: int, source: str, target: str) -> Steps:
+        """The rows for one peer, as they are, in a buffer of their own."""
         dim, value_bytes = self.exchange_dim, self.view.value_bytes
-        own_block, block = self.own_block(FORWARD, each.taker) + suffix, self.block(FORWARD, each.giver) + suffix
-        yield self.keep_block(FORWARD, each.outgoing, own_block)
-        size = each.outgoing * dim * value_bytes
-        yield Quantize(
-            self.index,
-            FORWARD,
-            work=Work(rows=each.outgoing, dim_in=dim, dim_out=dim, bytes_out=size, bits=8 * value_bytes),
-            peer=each.taker,
-            source=source,
-            target=own_block,
-        )
-        yield self.keep_block(FORWARD, each.incoming, block)
-        return (yield self.swap(FORWARD, each, own_block, block))
+        yield self.keep_block(direction, rows, target)
+        size = rows * dim * value_bytes
+        work = Work(rows=rows, dim_in=dim, dim_out=dim, bytes_out=size, bits=8 * value_bytes)
+        yield Quantize(self.index, direction, work=work, peer=peer, source=source, target=target)
+
+    def landing(self, peer: int) -> str:
+        """Where a part's rows land."""
+        return self.block(FORWARD, peer)
+
+    def keep_landing(self, direction: Direction, peer: int, rows: int, name: str) -> Keep:
+        """Room for a message of `peer`."""
+        return self.keep_block(direction, rows, name)
+
+    def arrive(self, peer: int, rows: int, suffix: str = "") -> Steps:
+        """Make a part's block of what landed, where that is another thing. `suffix`: of the buffers' names."""
+        yield from ()
 
     # -- messages that merge ------------------------------------------------------------------------------------
 
@@ -239,8 +250,7 @@ class SequentialLayer(LayerProgram):
             if not self.schedule.sends_backward:
                 yield Free(self.index, FORWARD, name=self.met_block(each.taker))
                 continue
-            yield self.keep_block(BACKWARD, each.incoming, self.own_block(BACKWARD, each.giver))
-            flight = yield self.swap(BACKWARD, each, self.met_block(each.taker), self.own_block(BACKWARD, each.giver))
+            flight = yield from self.push(each, self.met_block(each.taker))
             pushes.append((each, flight))
             if len(pushes) > min(self.depth, 1):  # one gradient on its way is enough to hide it, and the least to hold
                 yield from self.finish_push(*pushes.pop(0), self.met_block, names.target)
@@ -256,6 +266,7 @@ class SequentialLayer(LayerProgram):
         if self.depth and place + self.depth < len(rounds):
             ahead = rounds[place + self.depth]
             flights[ahead.number] = yield from self.start_fetch(ahead.mirrored, names.messages, AGAIN)
+        yield from self.arrive(each.taker, each.outgoing, AGAIN)
 
     def turn_into_gradient(self, names: merging.Names, each: Round) -> Operation:
         """A part's block becomes the gradient of its rows; only that of the parameters where nobody wants the former."""
@@ -336,8 +347,13 @@ class SequentialLayer(LayerProgram):
         yield self.keep_block(BACKWARD, each.outgoing, block)
         if each.outgoing:
             yield from merging.with_room(self, gradient(each, block))
-        yield self.keep_block(BACKWARD, each.incoming, self.own_block(BACKWARD, each.giver))
-        return (yield self.swap(BACKWARD, each, block, self.own_block(BACKWARD, each.giver)))
+        return (yield from self.push(each, block))
+
+    def push(self, each: Round, block: str) -> Generator[Operation, Any, Any]:
+        """Send the gradients in `block` to their owner, and make room for those that come."""
+        landing = self.own_block(BACKWARD, each.giver)
+        yield self.keep_landing(BACKWARD, each.giver, each.incoming, landing)
+        return (yield self.swap(BACKWARD, each, block, landing))
 
     def finish_push(self, each: Round, flight: Any, sent: Callable[[int], str], target: str) -> Steps:
         """Add what came of the own rows' gradients; free that and the block that was `sent`, by its owner."""

@@ -1,7 +1,8 @@
 """Which partition, savings, method and widths: every candidate is forecast, none is trained.
 
 In order: partitions are ranked by the forecast of their epoch at one width; the lossless savings are tried one by one on the
-best; widths are traded against time on the best one or two; what is left is a Pareto front, and one of it is recommended.
+best; widths are traded against time on the best one or two; where memory binds, sequential aggregation is forecast with each
+choice of layers that keep their remote blocks; what is left is a Pareto front, and one of it is recommended.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from halocast.simulator.planner.bits import (
     uniform_option,
     within_total_bytes,
 )
+from halocast.simulator.planner.rematerialisation import Candidate, candidates, of_scenario
 from halocast.simulator.planner.risk import DEFAULT_POINTS, RiskCurve
 from halocast.simulator.planner.timing import windows, wire_times, without_network
 from halocast.traces.wire import WIDTHS
@@ -213,8 +215,7 @@ class Search:
         return self._plain[key]
 
     def _forecast_plain(self, partition: Partitioned, exact: ExactSavings) -> Option:
-        label = f"full, {partition.name}" + ("" if exact == ExactSavings() else f", {_without(exact)}")
-        return self.option(partition, partition.scenario("full", exact), label)
+        return self.option(partition, partition.scenario("full", exact), f"full, {partition.name}{_unsaved(exact)}")
 
     def rounded(self, partition: Partitioned, exact: ExactSavings, bits: int) -> float:
         """Epoch seconds with every message `bits` wide: for comparing partitions and savings, not to be chosen."""
@@ -254,6 +255,30 @@ class Search:
             for partition in (best[0], *near):
                 self.report(f"trading widths against time on {partition.name}")
                 self._trade(partition, exact)
+        if "sar" in self.methods and self._memory_binds(best[0], exact):
+            self.report(f"visiting one part after another on {best[0].name}")
+            self._sequence(best[0], exact)
+
+    def _memory_binds(self, partition: Partitioned, exact: ExactSavings) -> bool:
+        """Whether plain training may need more than there is; without a limit whoever names the method wants it forecast."""
+        limit = self.goal.memory_bytes
+        return limit is None or self.plain(partition, exact).highest_peak > limit
+
+    def _sequence(self, partition: Partitioned, exact: ExactSavings) -> None:
+        """Sequential aggregation: which layers keep blocks, how many rounds ahead, with the halo's features and without."""
+        for savings in dict.fromkeys((exact, replace(exact, keep_halo_features=False))):
+            plain = partition.scenario("full", savings)
+            for candidate in candidates(plain.workload.view(0), ("sar",)):
+                try:
+                    self.options.append(self.sequential(partition, savings, candidate))
+                except UncalibratedError as error:
+                    self.notes.append(f"method sar, {_without(savings)}: {error}")
+                    break
+
+    def sequential(self, partition: Partitioned, exact: ExactSavings, candidate: Candidate) -> Option:
+        """Forecast sequential aggregation that way."""
+        scenario = of_scenario(candidate, partition.scenario("full", exact))
+        return self.option(partition, scenario, f"{candidate.words}, {partition.name}{_unsaved(exact)}")
 
     def _likely(self, partition: Partitioned, exact: ExactSavings) -> Option:
         """What is likely to be done on it: rounding, where that is faster."""
@@ -481,11 +506,23 @@ def binding(answer: Forecast) -> str:
 
 def _same_plan(one: Option, other: Option) -> bool:
     """Alike in everything but widths."""
-    return (one.partition, one.scenario.method, one.scenario.workload.exact) == (
-        other.partition,
-        other.scenario.method,
-        other.scenario.workload.exact,
-    )
+    return one.partition == other.partition and alike_but_for_widths(one.scenario, other.scenario)
+
+
+def alike_but_for_widths(one: Scenario, other: Scenario) -> bool:
+    """Whether both train the same way, on the same partition's statistics."""
+    return (one.method, *_way_of(one)) == (other.method, *_way_of(other))
+
+
+def _way_of(scenario: Scenario) -> tuple[object, ...]:
+    """Statistics and settings that its programs depend on."""
+    load = scenario.workload
+    return (load.parts, load.exact, *((load.prefetch, load.kept_layers) if scenario.method == "sar" else ()))
+
+
+def _unsaved(exact: ExactSavings) -> str:
+    """What is left out, as the end of a label."""
+    return "" if exact == ExactSavings() else f", {_without(exact)}"
 
 
 def _without(exact: ExactSavings) -> str:

@@ -21,6 +21,7 @@ from halocast.traces.operations import (
     Direction,
     Exchange,
     Loss,
+    Merge,
     Operation,
     Part,
     Quantize,
@@ -74,7 +75,7 @@ def shares_of(operation: Operation, part: PartStatistics) -> tuple[tuple[float, 
     """What an operation's time grows with: (share of the time, field of Weights)."""
     forward = operation.direction is Direction.FORWARD
     match operation:
-        case Aggregate() | Apply():
+        case Aggregate() | Merge() | Apply():
             return ((1.0, "entry"),)
         case Quantize():
             return ((1.0, "boundary" if forward else "halo"),)

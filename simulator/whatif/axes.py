@@ -49,6 +49,8 @@ AXES = {
         Axis("all_reduce", "cluster", "all-reduce", has_range=False),
         Axis("method", "training", "method", has_range=False),
         Axis("bits", "training", "width of messages", "bits", has_range=False),
+        Axis("keep", "training", "layers that keep remote blocks", has_range=False),
+        Axis("prefetch", "training", "rounds fetched ahead"),
         Axis("savings", "training", "lossless savings", has_range=False),
         Axis("partition", "training", "partition", has_range=False),
         Axis("layer", "model", "layer", has_range=False),
@@ -83,7 +85,7 @@ def _numbers(name: str, where: str) -> Callable[[object], Any] | None:
     match name:
         case "ranks" | "hosts" | "devices_per_host" | "layers" | "hidden":
             return whole(where, 1)
-        case "hosts_per_switch":
+        case "hosts_per_switch" | "prefetch":
             return whole(where, 0)
         case "oversubscription":
             return real(where, 1.0)
@@ -111,6 +113,8 @@ def _names(name: str, names: Names, where: str) -> Callable[[object], Any]:
             return lambda value: _known(value, METHODS, where)
         case "bits":
             return lambda value: _bits(value, where)
+        case "keep":
+            return lambda value: read_keep(value, where)
         case "savings":
             return lambda value: read_savings(value, where)
         case "partition":
@@ -157,6 +161,23 @@ def _bits(value: object, where: str) -> int:
     if not text.isdigit() or int(text) not in WIDTHS:
         raise MisuseError(f"{where} = {value}: no width; allowed: {', '.join(map(str, WIDTHS))}")
     return int(text)
+
+
+def read_keep(value: object, where: str) -> str:
+    """ "all", "none", or numbers of layers joined by "+", ascending; true and false, or a list of numbers, say the same."""
+    if isinstance(value, bool):
+        return "all" if value else "none"
+    if value in ("all", "none"):
+        return str(value)
+    numbers = [str(each) for each in value] if isinstance(value, list | tuple) else str(value).split("+")
+    if not all(each.isdecimal() for each in numbers):
+        raise MisuseError(f"{where} = {value!r}: allowed are all, none, or numbers of layers joined by +, as in 0+2")
+    return "+".join(map(str, sorted({int(each) for each in numbers}))) or "none"
+
+
+def kept_of(text: str, layers: int) -> tuple[int, ...]:
+    """What `read_keep` gave, as the programs take it."""
+    return tuple(range(layers)) if text == "all" else () if text == "none" else tuple(int(each) for each in text.split("+"))
 
 
 def read_savings(value: object, where: str) -> str:

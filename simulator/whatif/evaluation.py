@@ -14,7 +14,7 @@ from halocast.simulator.forecast import Scenario, assign_uniform, beyond_range, 
 from halocast.simulator.network import star
 from halocast.simulator.observations import link_name, parse_link
 from halocast.simulator.placement import Hardware, costs_on, place, threads_of
-from halocast.simulator.whatif.axes import AXES, CALIBRATED, PRICE, Names, read_axis, savings_of
+from halocast.simulator.whatif.axes import AXES, CALIBRATED, PRICE, Names, kept_of, read_axis, savings_of
 from halocast.simulator.whatif.change import UNCHANGED, Change
 from halocast.simulator.whatif.grid import Grid, refuse_contradictions
 from halocast.simulator.whatif.points import PartKey, Point, resolve
@@ -68,8 +68,6 @@ class Subject:
     """Of a rank; 0: its host's cores shared out."""
     hosts: str
     """What joins ranks of one machine where the grid says nothing: "local", or "shaped:RATE"."""
-    prefetch: int
-    """Rounds of sequential aggregation in flight."""
     balance: str
     """What parts of a partition have equally much of."""
     seed: int
@@ -182,6 +180,8 @@ class Evaluator:
             "all_reduce": costs.network.all_reduce,
             "method": point.method,
             "bits": str(point.bits) if point.bits else "",
+            "keep": point.keep,
+            "prefetch": point.prefetch,
             "savings": point.savings,
             "partition": point.partition,
             "layer": point.layer,
@@ -210,6 +210,8 @@ class Evaluator:
             "oversubscription": f"oversubscribed {point.oversubscription:g} : 1" if point.oversubscription > 1.0 else "",
             "transport": point.transport,
             "all_reduce": point.all_reduce,
+            "keep": f"keeps {point.keep}" if point.method == "sar" else "",
+            "prefetch": f"{point.prefetch} ahead" if point.method == "sar" else "",
             "savings": f"savings {point.savings}",
             "partition": point.partition,
             "layer": point.layer,
@@ -273,7 +275,7 @@ class Evaluator:
         )
 
     def _build_structure(
-        self, key: PartKey, layer: str, layers: int, hidden: int, savings: str, method: str, bits: int
+        self, key: PartKey, layer: str, layers: int, hidden: int, savings: str, method: str, bits: int, keep: str, prefetch: int
     ) -> Structure:
         subject, parted = self.subject, self.parted(key)
         workload = Workload(
@@ -282,7 +284,8 @@ class Evaluator:
             exact=savings_of(savings),
             value_bytes=subject.value_bytes,
             overlap=subject.overlap,
-            prefetch=subject.prefetch,
+            prefetch=prefetch,
+            kept_layers=kept_of(keep, layers),
         )
         return Structure.of(
             Scenario(

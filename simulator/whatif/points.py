@@ -35,6 +35,10 @@ class Point:
     method: str
     bits: int
     """0 where the method quantises nothing."""
+    keep: str
+    """Layers that keep remote blocks: all, none, or numbers joined by +; "none" where the method is not sequential."""
+    prefetch: int
+    """Rounds fetched ahead; 1 where the method is not sequential."""
     savings: str
     partition: str
     layer: str
@@ -82,7 +86,17 @@ class Point:
     @property
     def structure(self) -> tuple[Any, ...]:
         """What the programs depend on."""
-        return (self.parted, self.layer, self.layers, self.hidden, self.savings, self.method, self.bits)
+        return (
+            self.parted,
+            self.layer,
+            self.layers,
+            self.hidden,
+            self.savings,
+            self.method,
+            self.bits,
+            self.keep,
+            self.prefetch,
+        )
 
     def hardware(self, catalogue: Path | None = None) -> Hardware:
         """As the flags of `halocast forecast` would say it."""
@@ -102,6 +116,8 @@ class Point:
 
     def impossible(self, nodes: int) -> str:
         """Why nothing can be like this, "what: details"; empty where something can."""
+        if self.keep not in ("all", "none") and (last := int(self.keep.split("+")[-1])) >= self.layers:
+            return f"no such layer: keep {last} of layers 0 to {self.layers - 1}"
         if self.ranks > nodes * self.nodes_factor:
             return f"more ranks than nodes: {self.ranks} for {nodes * self.nodes_factor:.0f}"
         if self.devices_per_host and self.ranks % self.devices_per_host:
@@ -127,7 +143,7 @@ class PartKey:
 
 DEFAULTS: Mapping[str, Any] = {
     "devices_per_host": None, "device": "", "network": "", "link": "", "inside": "", "hosts_per_switch": 0,
-    "oversubscription": 1.0, "transport": "", "all_reduce": "", "bits": 0, "nodes": 1.0,
+    "oversubscription": 1.0, "transport": "", "all_reduce": "", "bits": 0, "keep": "none", "prefetch": 1, "nodes": 1.0,
     "price_per_hour": None,
 }  # fmt: skip
 """Of inputs that a grid does not name."""
@@ -152,6 +168,8 @@ def resolve(combination: Mapping[str, Any]) -> Point:
         all_reduce=given["all_reduce"],
         method=given["method"],
         bits=given["bits"] if given["method"] == "adaqp" else 0,
+        keep=given["keep"] if given["method"] == "sar" else "none",
+        prefetch=given["prefetch"] if given["method"] == "sar" else 1,
         savings=given["savings"],
         partition=given["partition"],
         layer=given["layer"],

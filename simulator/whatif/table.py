@@ -41,6 +41,8 @@ COLUMNS = pa.schema(
         ("all_reduce", pa.string()),
         ("method", pa.string()),
         ("bits", pa.string()),  # "": the method quantises nothing
+        ("keep", pa.string()),  # layers that keep remote blocks
+        ("prefetch", pa.int32()),
         ("savings", pa.string()),
         ("partition", pa.string()),
         ("layer", pa.string()),

@@ -158,6 +158,7 @@ def attend_backward(
     grad_target: int,
     grad_target_stride: int,
     grad_weight: int,
+    workspace: int,
     threads: int,
 ) -> None: ...
 def extreme_forward(
@@ -375,4 +376,89 @@ def simulate_epochs(
     begin: npt.NDArray[np.float64],
     end: npt.NDArray[np.float64],
     samples: npt.NDArray[np.float64],
+) -> None: ...
+
+# Attention and extremes on a CUDA stream.
+attend_chunk_targets: int
+attend_in_place_dim: int
+
+def attend_forward_cuda(
+    is_double: bool,
+    attention: Attention,
+    by_target: BlockRows,
+    maximum: int,
+    sum: int,
+    out: int,
+    out_stride: int,
+    stream: int,
+) -> None: ...
+def attend_finish_cuda(
+    is_double: bool, rows: int, heads: int, dim: int, sum: int, out: int, out_stride: int, stream: int
+) -> None: ...
+def attend_pack_cuda(
+    is_double: bool,
+    rows: int,
+    heads: int,
+    dim: int,
+    target_logit: int,
+    target_logit_stride: int,
+    maximum: int,
+    sum: int,
+    out: int,
+    out_stride: int,
+    grad: int,
+    grad_stride: int,
+    packed: int,
+    stream: int,
+) -> None: ...
+def attend_backward_cuda(
+    is_double: bool,
+    attention: Attention,
+    by_target: BlockRows,
+    by_source: BlockRows,
+    entry: int,
+    packed: int,
+    grad: int,
+    grad_stride: int,
+    accumulate: bool,
+    grad_z: int,
+    grad_z_stride: int,
+    grad_source_logit: int,
+    grad_source_logit_stride: int,
+    grad_target_logit: int,
+    grad_target_logit_stride: int,
+    grad_edge_logit: int,
+    grad_target: int,
+    grad_target_stride: int,
+    grad_weight: int,
+    workspace: int,
+    stream: int,
+) -> None: ...
+def extreme_forward_cuda(
+    is_double: bool,
+    by_target: BlockRows,
+    minimum: bool,
+    dim: int,
+    features: int,
+    features_stride: int,
+    value: int,
+    value_stride: int,
+    ties: int,
+    ties_stride: int,
+    stream: int,
+) -> None: ...
+def extreme_backward_cuda(
+    is_double: bool,
+    by_source: BlockRows,
+    dim: int,
+    features: int,
+    features_stride: int,
+    value: int,
+    value_stride: int,
+    share: int,
+    share_stride: int,
+    grad_features: int,
+    grad_features_stride: int,
+    accumulate: bool,
+    stream: int,
 ) -> None: ...

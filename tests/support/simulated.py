@@ -25,18 +25,21 @@ LINK = 1e6
 
 
 def simulated(
-    folder: Path, ranks: int, method: str = "sar", *, overlap: bool = True, prefetch: int = 1, bits: int = 4, seed: int = 0,
+    folder: Path, ranks: int, method: str = "sar", *, overlap: bool = True, prefetch: int = 1, bits: int = 0, seed: int = 0,
     batch_norm: bool = False,
 ) -> tuple[Trace, Simulation]:  # fmt: skip
-    """An epoch of ranks that differ in rows and speed: some rows go one way only where gradients are the labelled ones'."""
+    """An epoch of ranks that differ in rows and speed: some rows go one way only where gradients are the labelled ones'.
+
+    `bits`: of quantised messages; 0: 4 of adaqp's, and sar's as they are.
+    """
     random = np.random.default_rng(seed)
     rows = random.integers(1, 40, (ranks, ranks)) * (1 - np.eye(ranks, dtype=int))
     rows[0, ranks - 1] = 1  # none of them labelled
     load = workload(rows, dims=(16, 8, 8, 4), exact=SAVINGS, overlap=overlap, batch_norm=batch_norm)
     load = replace(load, prefetch=prefetch)
     views = [load.view(rank) for rank in range(ranks)]
-    if method == "adaqp":
-        views = [load.view(view.rank, uniform_bits(view, bits)) for view in views]
+    if bits or method == "adaqp":
+        views = [load.view(view.rank, uniform_bits(view, bits or 4)) for view in views]
     network = NetworkCosts(
         efficiency=1.0, latency=1e-5, send_seconds=1e-5, receive_seconds=1e-5, byte_seconds=0.0, reduce_step_seconds=1e-5,
         post_seconds=1e-5, wake_seconds=1e-5,

@@ -16,11 +16,11 @@ from halocast.runtime.graph.graph import Graph
 from halocast.runtime.graph.layout import PartitionLayout
 from halocast.runtime.graph.partition import partition_graph
 from halocast.runtime.models.edge_options import EdgeShape
-from halocast.runtime.models.shapes import SELF_LOOP, built_in_specs
+from halocast.runtime.models.shapes import LAYERS, SELF_LOOP, built_in_specs
 from halocast.simulator.catalogue import load_catalogue
 from halocast.simulator.costs import Costs
 from halocast.simulator.scaling import fit_scaling
-from halocast.simulator.whatif.axes import Names, name_savings
+from halocast.simulator.whatif.axes import Names, name_savings, read_keep
 from halocast.simulator.whatif.evaluation import Evaluator, Parted, Subject
 from halocast.simulator.whatif.grid import Grid, check_keys, read_grid
 from halocast.simulator.whatif.points import PartKey
@@ -56,7 +56,6 @@ class GraphSource:
             overlap=config.method.overlap,
             threads=config.threads,
             hosts=config.hosts,
-            prefetch=config.method.prefetch,
             balance=config.partition.balance,
             seed=config.partition.seed,
         )
@@ -87,7 +86,7 @@ class GraphSource:
 
     def _statistics(self, parts: int, partition: str, aggregated_for: str) -> tuple[PartStatistics, ...]:
         layout = self._layout(parts, partition)
-        if not aggregated_for or not layout.statistics[0].features_sparse:
+        if aggregated_for not in SELF_LOOP or not layout.statistics[0].features_sparse:
             return layout.statistics
         return layout.with_aggregated(self._stored(aggregated_for))
 
@@ -114,12 +113,12 @@ def open_grid(document: Mapping[str, Any], origin: str) -> tuple[Grid, Names, Gr
     if config.partition.shares:
         raise MisuseError(f"{origin}: {document['data']}: partition.shares are for one number of ranks: leave them out")
     hardware = document.get("hardware")
-    names = Names(load_catalogue(None if hardware is None else Path(str(hardware))), tuple(SELF_LOOP))
+    names = Names(load_catalogue(None if hardware is None else Path(str(hardware))), tuple(LAYERS))
     grid = read_grid(document, names, defaults_of(config), origin)
-    if unknown := [each for each in grid.axes["layer"] if each not in SELF_LOOP]:
+    if unknown := [each for each in grid.axes["layer"] if each not in LAYERS]:
         raise MisuseError(
             f"{document['data']}: model.layer '{unknown[0]}' cannot be forecast without building it; "
-            f"give [model] layer: {', '.join(SELF_LOOP)}"
+            f"give [model] layer: {', '.join(LAYERS)}"
         )
     return grid, names, GraphSource(config, grid.partitions == "fitted")
 
@@ -130,6 +129,8 @@ def defaults_of(config: RunConfig) -> dict[str, Any]:
     own = {
         "ranks": config.ranks,
         "method": method.name,
+        "keep": read_keep(method.keep, "method.keep"),
+        "prefetch": method.prefetch,
         "savings": name_savings(method.exact.savings()),
         "partition": f"metis/{partition.objective}" if partition.method == "metis" else partition.method,
         "layer": config.model.layer,

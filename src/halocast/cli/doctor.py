@@ -85,8 +85,8 @@ def _kernels() -> Finding:
         reason = kernels.why_not_native()
         if reason is not None:
             return Finding("kernels", f"{reason}; until then torch operations stand in, many times slower", ok=False)
-        codec = "with CUDA codec" if kernels.has_cuda_codec() else "built without CUDA"
+        cuda = "with CUDA kernels" if kernels.has_cuda_kernels() else "built without CUDA"
         runnable = ", ".join(kernels.available_isas())
-        return Finding("kernels", f"{kernels.isa()} (this machine can run {runnable}), {codec}", ok=True)
+        return Finding("kernels", f"{kernels.isa()} (this machine can run {runnable}), {cuda}", ok=True)
     except HalocastError as error:
         return Finding("kernels", str(error), ok=False)

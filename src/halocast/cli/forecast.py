@@ -55,11 +55,11 @@ def forecast(
     ranks:
         Processes that share the graph.
     method:
-        full or adaqp.
+        full, adaqp or sar (with --set method.keep=true, or method.prefetch=2).
     bits:
-        Width of adaqp's messages: 1 to 6, 8, 16, 32.
+        Width of adaqp's messages, or sar's: 1 to 6, 8, 16, 32.
     bits_from:
-        A recorded adaqp run: take its shares of widths.
+        A recorded run of quantised messages: take its shares of widths.
     link:
         Rate of each rank's link, such as 200mbit; unshaped for the machine's own loopback.
     links:
@@ -67,7 +67,7 @@ def forecast(
     speeds:
         How fast each rank's device is beside the calibrated one, one a rank: 1,1,0.5,1 (at 0.5 operations take twice as long).
     model:
-        Layer: gcn or sage.
+        Layer: gcn, sage, sage-max, gin, gat or gatv2.
     layers:
         Number of layers.
     hidden:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from halocast.simulator.planner.search import Answer, Option
 
 Flag = Annotated[bool, Parameter(negative=())]
-METHOD_NAMES = ("full", "adaqp")
+METHOD_NAMES = ("full", "adaqp", "sar")
 SHOWN = 12
 """Rows of the table of candidates."""
 
@@ -35,7 +35,7 @@ def plan(
     epoch_seconds: float | None = None,
     variance: float | None = None,
     exchange_bytes: float | None = None,
-    memory: float | None = None,
+    memory: str | None = None,
     price_per_hour: float | None = None,
     partitions: int = 5,
     device: str | None = None,
@@ -70,7 +70,7 @@ def plan(
     link:
         Rate of each rank's link, such as 200mbit; unshaped for the machine's own loopback.
     model:
-        Layer: gcn or sage.
+        Layer: gcn, sage, sage-max, gin, gat or gatv2.
     layers:
         Number of layers.
     hidden:
@@ -78,7 +78,7 @@ def plan(
     epochs:
         Of the training planned for; widths are renewed every fifth of it.
     method:
-        full or adaqp: consider this one only.
+        full, adaqp or sar: consider this one only, beside plain training.
     risk:
         Points of accuracy that may be at risk: as fast as possible with no more.
     epoch_seconds:
@@ -88,7 +88,8 @@ def plan(
     exchange_bytes:
         A byte budget: the least variance in so many bytes exchanged an epoch, over all ranks.
     memory:
-        Bytes that a rank has; what may need more is not planned.
+        What a rank has, such as 2GB: what may need more is not planned, and sar is considered where plain training does not
+        fit.
     price_per_hour:
         Of a rank; adds the cost of an hour to what candidates are compared by.
     partitions:
@@ -127,6 +128,7 @@ def plan(
     from halocast.simulator.planner.risk import DEFAULT_POINTS
     from halocast.simulator.planner.rowmodel import RowModel, rows_beside
     from halocast.simulator.planner.search import Goal
+    from halocast.simulator.whatif.values import read_bytes
 
     console = Console(as_json=json)
     if method is not None and method not in METHOD_NAMES:
@@ -139,9 +141,10 @@ def plan(
     given = [name for name, value in budgets.items() if value is not None]
     if len(given) > 1:
         raise MisuseError(f"{' and '.join(given)} are different goals: give one of them")
-    for name, value in {**budgets, "--memory": memory, "--price-per-hour": price_per_hour}.items():
+    for name, value in {**budgets, "--price-per-hour": price_per_hour}.items():
         if value is not None and not value >= 0.0:
             raise MisuseError(f"{name} {value} is out of range; allowed: 0 or more")
+    limit = None if memory is None else read_bytes(memory, "--memory")
     if ranks is not None and max_ranks is not None:
         raise MisuseError("--ranks and --max-ranks both say how many: give one of them")
     if network is not None and link is not None:
@@ -167,7 +170,7 @@ def plan(
 
     assert isinstance(config, RunConfig)
     goal = Goal(
-        epoch_seconds, variance, exchange_bytes, DEFAULT_POINTS if risk is None else risk, memory, price_per_hour, strict
+        epoch_seconds, variance, exchange_bytes, DEFAULT_POINTS if risk is None else risk, limit, price_per_hour, strict
     )
     placed = Hardware(device, network, link, inside, ranks_per_host, transport=transport, catalogue=hardware)
     planned = make_plan(
@@ -177,7 +180,7 @@ def plan(
         goal,
         placed=placed,
         ranks=counts,
-        methods=METHOD_NAMES if method is None else tuple(dict.fromkeys(("full", method) if method == "adaqp" else (method,))),
+        methods=considered(method, limited=limit is not None),
         partitions=partitions,
         speeds=own_speeds,
         links=own_links,
@@ -196,6 +199,13 @@ def plan(
     show(console, planned.plan, answer, placed.title if placed.is_cluster else planned.plan.hosts)
     console.closing({"plan": str(folder)}, f"halocast train --plan {folder}")
     return 0
+
+
+def considered(method: str | None, *, limited: bool) -> tuple[str, ...]:
+    """The methods that the search is for: sequential aggregation where it was asked for, or memory is limited."""
+    if method is not None:
+        return tuple(dict.fromkeys(("full", method)))
+    return METHOD_NAMES if limited else METHOD_NAMES[:2]
 
 
 def _powers(limit: int) -> tuple[int, ...]:

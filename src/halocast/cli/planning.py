@@ -23,18 +23,18 @@ from halocast.runtime.graph.graph import Graph
 from halocast.runtime.graph.layout import PartitionLayout
 from halocast.runtime.graph.partition import METHODS, partition_graph
 from halocast.runtime.models.edge_options import EdgeShape
-from halocast.runtime.models.shapes import SELF_LOOP, built_in_specs
+from halocast.runtime.models.shapes import LAYERS, SELF_LOOP, built_in_specs
 from halocast.runtime.programs.adaqp import exchange_shapes
 from halocast.simulator.costs import Costs
 from halocast.simulator.forecast import Scenario, assign_uniform, forecast
 from halocast.simulator.intervals import NINETY_PERCENT
-from halocast.simulator.observations import Observation, parse_link
+from halocast.simulator.observations import Observation, model_name, parse_link
 from halocast.simulator.placement import Hardware, Placement, on_hardware, threads_of
 from halocast.simulator.planner.bits import Messages, WidthOption
 from halocast.simulator.planner.refine import Weights, refine_by_forecast
 from halocast.simulator.planner.risk import RiskCurve
 from halocast.simulator.planner.rowmodel import RowModel, predict_messages
-from halocast.simulator.planner.search import FIRST_BITS, Answer, Goal, Option, Partitioned, Search
+from halocast.simulator.planner.search import FIRST_BITS, Answer, Goal, Option, Partitioned, Search, alike_but_for_widths
 from halocast.simulator.planner.shares import busy_seconds, find_shares
 from halocast.simulator.planner.weights import weights_of
 from halocast.traces.plan import (
@@ -89,8 +89,7 @@ class Asked:
     @property
     def model(self) -> str:
         """As `observations.Configuration.model` has it, up to the savings."""
-        widths = "x".join(str(layer.dim_out) for layer in self.layers)
-        return f"{self.config.model.layer} {self.layers[0].dim_in}x{widths}"
+        return model_name(self.config.model.layer, self.layers, self.config.model.options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +108,7 @@ class GraphPartition:
     def scenario(self, method: str, exact: ExactSavings) -> Scenario:
         asked = self.asked
         parts = self.layout.statistics
-        if exact.aggregate_features_once and parts[0].features_sparse:
+        if exact.aggregate_features_once and parts[0].features_sparse and asked.config.model.layer in SELF_LOOP:
             parts = self._with_aggregated
         workload = Workload(asked.layers, parts, exact, 4, asked.config.method.overlap, asked.threads)
         return asked.placement.of(
@@ -169,9 +168,9 @@ def prepare(
     links: tuple[float, ...] = (),
 ) -> tuple[Costs, Asked]:
     """Load the graph and put together what all candidates share. Raises MisuseError for what cannot be planned."""
-    if config.model.layer not in SELF_LOOP:
+    if config.model.layer not in LAYERS:
         raise MisuseError(
-            f"model.layer '{config.model.layer}' cannot be planned without building it{nearest(config.model.layer, SELF_LOOP)}"
+            f"model.layer '{config.model.layer}' cannot be planned without building it{nearest(config.model.layer, LAYERS)}"
         )
     if config.dtype != "float32":
         raise MisuseError(f"dtype {config.dtype} cannot be planned: messages are quantised from float32; leave dtype out")
@@ -393,6 +392,8 @@ def describe(
     method = config.method.model_copy(update={"name": chosen.scenario.method})
     exact = chosen.scenario.workload.exact
     document = method.model_dump(mode="json", include={"name", "overlap", "rounding"})
+    if method.name == "sar":
+        document |= {"prefetch": chosen.scenario.workload.prefetch, "keep": list(chosen.scenario.workload.kept_layers) or False}
     document["exact"] = {name: getattr(exact, name) for name in exact.__slots__}
     renews = chosen.widths is not None and bool(chosen.widths.prices)
     plain = answer.baseline.forecast.epoch_seconds
@@ -482,12 +483,9 @@ def correct_by_trial(planned: Planned, trial: Observation) -> Planned:
     """
     chosen = planned.answer.chosen
     configuration = trial.configuration
-    same = (chosen.scenario.method, chosen.scenario.workload.parts, chosen.scenario.workload.exact) == (
-        configuration.method,
-        trial.workload.parts,
-        trial.workload.exact,
-    )
-    if not same:
+    if not alike_but_for_widths(
+        chosen.scenario, replace(chosen.scenario, workload=trial.workload, method=configuration.method)
+    ):
         return planned
     tried, _ = forecast(planned.costs, replace(chosen.scenario, bits=trial.bits))
     ratio = float((trial.seconds / tried.epoch_seconds.value) ** TRUST)

@@ -65,7 +65,7 @@ def build_scenario(
     Raises MisuseError for more ranks than nodes, a layer that only torch knows, and widths that nobody can foresee.
     """
     from halocast.runtime.models.edge_options import EdgeShape
-    from halocast.runtime.models.shapes import SELF_LOOP, built_in_specs
+    from halocast.runtime.models.shapes import LAYERS, built_in_specs
     from halocast.simulator.forecast import Scenario
     from halocast.simulator.observations import parse_link
     from halocast.simulator.scaling import fit_scaling
@@ -84,7 +84,7 @@ def build_scenario(
     layers = built_in_specs(config.model, int(graph["feature_dim"]), int(graph["classes"]), EdgeShape.of(graph))
     if layers is None:
         raise MisuseError(
-            f"model.layer '{config.model.layer}' cannot be forecast without building it{nearest(config.model.layer, SELF_LOOP)}"
+            f"model.layer '{config.model.layer}' cannot be forecast without building it{nearest(config.model.layer, LAYERS)}"
         )
     parts = _statistics(config, shards)
     assumed: tuple[str, ...] = ()
@@ -102,6 +102,7 @@ def build_scenario(
         overlap=config.method.overlap,
         threads=threads,
         prefetch=config.method.prefetch,
+        kept_layers=config.method.kept_layers(config.model.layers),
     )
     bits, notes = _widths(config, workload, bits_from)
     scenario = Scenario(
@@ -144,10 +145,11 @@ def _statistics(config: RunConfig, shards: ShardSet) -> list[PartStatistics]:
     from halocast.runtime.models.shapes import SELF_LOOP
 
     parts = [shards.statistics(part) for part in range(shards.parts)]
-    if not (config.method.exact.aggregate_features_once and parts[0].features_sparse):
+    layer, once = config.model.layer, config.method.exact.aggregate_features_once
+    if not (once and parts[0].features_sparse) or layer not in SELF_LOOP:  # layers by blocks aggregate nothing beforehand
         return parts
     loaded = load_graph(config.graph, symmetrise=config.symmetrise)
-    return with_aggregated_features(loaded, shards, parts, self_loop=SELF_LOOP[config.model.layer])
+    return with_aggregated_features(loaded, shards, parts, self_loop=SELF_LOOP[layer])
 
 
 def _widths(
@@ -156,11 +158,11 @@ def _widths(
     from halocast.simulator.forecast import assign_shares, assign_uniform, width_shares
     from halocast.simulator.observations import observe
 
-    if not config.method.quantises:
+    if not config.method.quantises and not (config.method.name == "sar" and bits_from is not None):
         return (None,) * workload.world_size, ()
     if bits_from is not None:
         run = observe(bits_from)
-        if run.configuration.method != config.method.name:
+        if run.configuration.method != config.method.name or not run.configuration.bits:
             raise MisuseError(
                 f"--bits-from {bits_from}: a run of method {run.configuration.method}, whose messages have no widths to take"
             )

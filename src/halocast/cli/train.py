@@ -6,13 +6,17 @@ import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from halocast.cli.console import Console, human_bytes
 from halocast.errors import MisuseError
 
+if TYPE_CHECKING:
+    from halocast.cli.memory import Fitted
+
+CHECK_FAILED = 3
 Flag = Annotated[bool, Parameter(negative=())]
 
 
@@ -30,6 +34,8 @@ def train(
     seed: int | None = None,
     hosts: str | None = None,
     device: str | None = None,
+    memory: str | None = None,
+    costs: Path | None = None,
     symmetrise: Flag = False,
     set_: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None,
     out: Path | None = None,
@@ -51,7 +57,7 @@ def train(
     method:
         Training method: full (rows sent as they are), adaqp (quantised messages) or sar (one part after another, least memory).
     bits:
-        Widths of adaqp's messages: 1 to 6, 8, 16, 32; random; adaptive; or an .npz with a width a message.
+        Widths of adaqp's messages, or sar's: 1 to 6, 8, 16, 32; random; adaptive; or an .npz with a width a message.
     ranks:
         Processes that share the graph.
     model:
@@ -68,6 +74,11 @@ def train(
         local, or shaped:RATE (such as shaped:200mbit): each rank in a network namespace behind a link of that rate.
     device:
         cpu or cuda.
+    memory:
+        What a rank may take besides its interpreter and libraries, such as 2GB: full or sar, and what sar's layers keep, as
+        fits; with --method, that one.
+    costs:
+        A cost file of ``halocast calibrate`` that --memory tells time and memory by.
     symmetrise:
         Add the missing direction of one-way edges instead of refusing the graph.
     set_:
@@ -98,8 +109,11 @@ def train(
         "seed": seed,
         "hosts": hosts,
         "device": device,
+        "memory": None if resume else memory,
         "symmetrise": symmetrise or None,
     }
+    if memory is not None and (resume or plan is not None):
+        raise MisuseError(f"{'--resume goes on' if resume else '--plan trains'} as was chosen: leave --memory out")
     document, origin = _document(run, out if resume else None, plan)
 
     from halocast.runtime.config import override, resolve
@@ -115,19 +129,36 @@ def train(
     if context is not None:
         document = {"hosts": "local", **document}  # the ranks are where the launcher put them, wherever was planned
     config = resolve(_planned(document), origin)
+    if costs is not None and not config.memory:
+        raise MisuseError("--costs tell --memory what fits: give --memory, or leave --costs out")
+    fitted = None
+    if config.memory and not resume:
+        from halocast.cli.memory import fit, refuse_where_others_start_ranks
+
+        if context is not None:
+            refuse_where_others_start_ranks(config, context.launcher)
+        given = "name" in document.get("method", {})
+        fitted = fit(config, method_is_given=given, costs=costs, report=lambda text: console.note(f"{text} ..."))
+        config = fitted.config
+        console.note(fitted.words)
 
     if dry_run:
-        return _dry_run(config, console)
+        return _dry_run(config, console, fitted)
     if context is not None:
         return _train_as_rank(config, out, context, console, resume=resume, force=force)
 
+    from halocast.runtime.run import add_to_result
     from halocast.runtime.run import train as train_locally
 
     with console.training(config.training.epochs) as progress:
         result = train_locally(config, out, resume=resume, force=force, emit=progress)
+    if fitted is not None:
+        result = add_to_result(Path(result["run"]), {"memory": fitted.document(result["peak_bytes"])})
     console.document(result)
     report_result(console, result)
-    return 0
+    if fitted is not None:
+        console.result(f"  {fitted.words}, measured {human_bytes(max(result['peak_bytes']))}")
+    return 0 if fitted is None or result["memory"]["within"] else CHECK_FAILED
 
 
 def _document(run: str, resumed: Path | None, plan: Path | None) -> tuple[dict[str, Any], str]:
@@ -205,11 +236,12 @@ def _silent(event: dict[str, Any]) -> None:
     pass
 
 
-def _dry_run(config: Any, console: Console) -> int:
+def _dry_run(config: Any, console: Console, fitted: Fitted | None) -> int:
     from halocast.runtime.run import estimate, estimate_document
 
     estimates = estimate(config, console.note)
-    console.document({"graph": config.graph, "method": config.method.name, "ranks": estimate_document(estimates)})
+    chosen = {} if fitted is None else {"memory": fitted.document(None)}
+    console.document({"graph": config.graph, "method": config.method.name, "ranks": estimate_document(estimates), **chosen})
     console.table(
         f"{config.graph}, {config.model.layers} × {config.model.layer} of {config.model.hidden}, method {config.method.name}",
         ["rank", "own", "halo", "structure", "features", "buffers", "weights", "memory", "exchange", "all-reduce"],

@@ -17,6 +17,7 @@ import pytest
 import torch.distributed.checkpoint as dcp
 
 from halocast.runtime.programs.full import FullGraph
+from halocast.simulator.observations import observe
 from halocast.traces.buffers import walk
 from halocast.traces.trace import read_trace
 from halocast.traces.workload import PartStatistics, RankView
@@ -229,3 +230,13 @@ def _wait_for_ranks(launcher: int, count: int, checkpoints: Path) -> list[int]:
             return [ranks[rank] for rank in range(count)]
         time.sleep(0.1)
     raise AssertionError("the ranks did not start to train")
+
+
+def test_a_run_that_keeps_blocks_can_be_observed_and_repeated_by_the_simulator(tmp_path: Path) -> None:
+    train(
+        tmp_path, "--ranks", "2", "--epochs", "5", "--out", "run", "--model", "gat", "--method", "sar",
+        "--set", "method.keep=[1]", "--set", "trace.enabled=true",
+    )  # fmt: skip
+    run = observe(tmp_path / "run")  # refuses a trace whose operations are not the program's
+    assert run.workload.kept_layers == (1,)
+    assert "kept 1" in run.configuration.model

@@ -62,6 +62,9 @@ class Problem:
             normal(targets, heads, dim), slope,
         )  # fmt: skip
 
+    def to(self, device: str) -> Problem:
+        return Problem(**{name: each.to(device) if isinstance(each, Tensor) else each for name, each in vars(self).items()})
+
 
 Result = dict[str, Tensor]
 ROWS = ("out", "values")
@@ -104,7 +107,8 @@ def run(
     p = problem
     targets, heads, dim = p.grad.shape
     bounds = [0, *(cuts or []), p.pattern.shape[1]]
-    state = AttentionState.start(targets, heads, dim, torch.zeros(0, dtype=dtype))
+    like = torch.zeros(0, dtype=dtype, device=p.values.device)
+    state = AttentionState.start(targets, heads, dim, like)
     blocks = []
     for first, last in itertools.pairwise(bounds):
         block = slice(first, last)
@@ -114,9 +118,9 @@ def run(
         blocks.append((edges, values, logits, drop, block))
     finish_attention(state)
     grad = p.grad.flatten(1).to(dtype)
-    result = {"out": state.out.unflatten(1, (heads, dim)).clone(), "values": torch.empty(p.values.shape, dtype=dtype)}
+    result = {"out": state.out.unflatten(1, (heads, dim)).clone(), "values": like.new_empty(p.values.shape)}
     shapes = {"source": p.source, "target": p.target, "edge": p.edge, "target_values": p.target_values, "weight": p.weight}
-    result |= {name: torch.zeros(like.shape, dtype=dtype) for name, like in shapes.items()}
+    result |= {name: like.new_zeros(each.shape) for name, each in shapes.items()}
     for edges, values, logits, drop, block in blocks:
         to_values = torch.full_like(values, torch.nan)
         gradients: Gradients

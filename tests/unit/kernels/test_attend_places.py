@@ -41,11 +41,20 @@ DROPOUT = kernels.Dropout(0.4, kernels.Stream(seed=7, epoch=3, layer=1, purpose=
 class Block:
     """A block whose forward pass is done; values and half-logits lie side by side in one message."""
 
-    def __init__(self, kind: str, dtype: torch.dtype, dropout: bool, shape: tuple[int, int, int, int] = (60, 90, 3, 7)) -> None:
+    def __init__(
+        self,
+        kind: str,
+        dtype: torch.dtype,
+        dropout: bool,
+        shape: tuple[int, int, int, int] = (60, 90, 3, 7),
+        device: str = "cpu",
+    ) -> None:
         targets, sources, heads, dim = shape
-        problem = Problem.random(targets, sources, heads, dim, 0.3, seed=9)
+        problem = Problem.random(targets, sources, heads, dim, 0.3, seed=9).to(device)
         self.edges, values, self.logits = prepare(problem, kind, dtype, slice(0, sources))
-        self.dropout = AttentionDropout(DROPOUT, torch.arange(targets), torch.arange(sources)) if dropout else None
+        self.dropout = (
+            AttentionDropout(DROPOUT, *(torch.arange(n, device=device) for n in (targets, sources))) if dropout else None
+        )
         half = self.logits.source if isinstance(self.logits, GatLogits) else values[:, :0]
         self.message, self.width = torch.cat([values, half], 1), heads * dim
         self.state = AttentionState.start(targets, heads, dim, values)

@@ -123,6 +123,8 @@ def one_scenario(
         "all_reduce": "ring",
         "method": name,
         "bits": bits,
+        "keep": "none",
+        "prefetch": 1,
         "savings": "all",
         "partition": partition,
         "layer": "gcn",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from halocast.runtime.config import RunConfig
 from halocast.runtime.programs import METHODS
-from halocast.runtime.programs.merging import edge_data_bytes
+from halocast.runtime.programs.holdings import holdings
 from halocast.runtime.session import build_view
 from halocast.traces.buffers import walk
 from halocast.traces.operations import Exchange, Free, Keep
@@ -255,7 +255,7 @@ def test_edge_data_is_loaded_for_layers_that_read_it_alone(layer: str, tmp_path:
             own = adjacency.own_edges(self_loops=spec.self_loop)
             assert (own.features is not None) == (name == "gat with edge features")
             assert (own.relations is not None) == (name == "rgcn of some relations, with bases")
-            assert (edge_data_bytes(answer.session.view) > 0) == (name != "gat")
+            assert (holdings(answer.session.view, METHODS["sar"]).edge_data > 0) == (name != "gat")
 
 
 @pytest.mark.parametrize("layer", ["gat with edge features", "rgcn"])
@@ -277,7 +277,7 @@ def test_edge_data_takes_the_bytes_that_are_counted(layer: str, tmp_path: Path) 
                 tensors += [of.target_indptr, of.sources, of.source_indptr, of.targets, of.share]
         storages = [each.untyped_storage() for each in tensors]
         held = {storage.data_ptr(): storage.nbytes() for storage in storages}
-        assert sum(held.values()) == edge_data_bytes(answer.session.view)
+        assert sum(held.values()) == holdings(answer.session.view, METHODS["sar"]).edge_data
 
 
 def test_ties_of_a_maximum_across_parts(tmp_path: Path) -> None:

@@ -137,5 +137,7 @@ def test_layers_that_are_not_sums_are_refused_with_the_way_out(tmp_path: Path) -
     from halocast.runtime.run import _check_method
 
     config = run_config(2, model={"layer": "tests.support.layers:OpaqueSAGE"}, method={"name": "sar"})
-    with pytest.raises(MisuseError, match=r"needs --method full, or one of gcn, sage"):
+    with pytest.raises(
+        MisuseError, match=r"use --method full, or derive it from halocast.runtime.models.blockwise.MessageLayer"
+    ):
         _check_method(config)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 
-from halocast.runtime.programs.adaqp import AdaQP, uniform_bits
-from halocast.runtime.programs.full import FullGraph
-from halocast.runtime.programs.sar import SequentialAggregation
+from halocast.runtime.config import ModelConfig
+from halocast.runtime.models.edge_options import EdgeShape
+from halocast.runtime.models.shapes import built_in_specs
+from halocast.runtime.programs import METHODS
+from halocast.runtime.programs.adaqp import uniform_bits
 from halocast.simulator.engine import RankWork, lower
 from halocast.traces.operations import AllReduce, Exchange, Operation
 from halocast.traces.workload import ExactSavings, LayerSpec, PartStatistics, Workload
@@ -54,6 +57,14 @@ def workload(
     return Workload(layers, parts, exact or ExactSavings.none(), overlap=overlap)
 
 
+def with_model(load: Workload, layer: str, *, layers: int = 3, hidden: int = 16, classes: int = 5, **options: int) -> Workload:
+    """The same parts under a built-in model, of a graph whose edges carry what it wants."""
+    model = ModelConfig(layer=layer, layers=layers, hidden=hidden, options=options)
+    specs = built_in_specs(model, load.parts[0].feature_dim, classes, EdgeShape(3, ("a", "inverse of a")))
+    assert specs is not None
+    return replace(load, layers=specs)
+
+
 def all_to_all(ranks: int, rows: int) -> np.ndarray:
     """Every rank sends every other as many rows."""
     return rows * (1 - np.eye(ranks, dtype=int))
@@ -83,7 +94,10 @@ def neighbourhood(ranks: int, peers: int, seed: int = 0) -> np.ndarray:
 def lowered(
     load: Workload, *, bits: int = 0, sequential: bool = False, mean_seconds: float = 1e-3, spread: float = 0.3, seed: int = 0
 ) -> list[RankWork]:
-    """Programs (AdaQP's, all messages of `bits`; SAR's; plain ones) with random seconds; none for starting to communicate."""
+    """Programs with random seconds; none for starting to communicate.
+
+    `sequential`: SAR's; `bits`: of all its messages, or AdaQP's; 0: as they are.
+    """
     rng = np.random.default_rng(seed)
 
     def price(operation: Operation) -> float:
@@ -91,10 +105,10 @@ def lowered(
         return 0.0 if is_start else float(mean_seconds * np.exp(spread * rng.standard_normal()))
 
     views = [load.view(rank) for rank in range(load.world_size)]
-    if not bits:
-        method = SequentialAggregation() if sequential else FullGraph()
-        return [lower(method.epoch(view), price) for view in views]
-    return [lower(AdaQP().epoch(load.view(view.rank, uniform_bits(view, bits))), price) for view in views]
+    if bits:
+        views = [load.view(view.rank, uniform_bits(view, bits)) for view in views]
+    method = METHODS["sar" if sequential else "adaqp" if bits else "full"]
+    return [lower(method.epoch(view), price) for view in views]
 
 
 def exchanged_bytes(work: list[RankWork]) -> float:

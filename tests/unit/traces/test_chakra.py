@@ -184,12 +184,12 @@ def test_a_recorded_epoch_replays_as_it_ran(run, tmp_path):
     assert sum(sizes.values()) == epoch.messages["bytes_out"].sum()
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize(("batch_norm", "bits"), [(False, 0), (True, 0), (False, 4)])
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
 @pytest.mark.parametrize("ranks", [3, 4])
-def test_rounds_in_flight_at_once_are_each_depended_on(tmp_path, ranks, prefetch, batch_norm):
+def test_rounds_in_flight_at_once_are_each_depended_on(tmp_path, ranks, prefetch, batch_norm, bits):
     """Method sar: what follows a wait depends on what that round's giver sent, as the program says."""
-    trace, simulation = simulated(tmp_path / "trace", ranks, prefetch=prefetch, batch_norm=batch_norm)
+    trace, simulation = simulated(tmp_path / "trace", ranks, prefetch=prefetch, batch_norm=batch_norm, bits=bits)
     paths = export_chakra(trace, tmp_path / "et")
     assert check_chakra(trace, paths) == []
     for path, work in zip(paths, simulation.work, strict=True):

@@ -22,16 +22,17 @@ def flights_of_programs(simulation):
 
 @pytest.mark.parametrize("ranks", [2, 3, 4, 5])
 @pytest.mark.parametrize(
-    ("method", "overlap", "prefetch"),
+    ("method", "overlap", "prefetch", "bits"),
     [
-        *((method, overlap, 1) for method in ("full", "adaqp") for overlap in (False, True)),
-        ("sar", False, 1),
-        *(("sar", True, prefetch) for prefetch in (0, 1, 3)),
+        *((method, overlap, 1, 0) for method in ("full", "adaqp") for overlap in (False, True)),
+        *(("sar", False, 1, bits) for bits in (0, 4)),
+        *(("sar", True, prefetch, bits) for prefetch in (0, 1, 3) for bits in (0, 4)),
     ],
 )
-def test_a_wait_is_for_what_the_program_waits_for(tmp_path, ranks, method, overlap, prefetch):
+def test_a_wait_is_for_what_the_program_waits_for(tmp_path, ranks, method, overlap, prefetch, bits):
     batch_norm = ranks % 2 == 1  # several all-reduces of a layer and direction
-    trace, simulation = simulated(tmp_path, ranks, method, overlap=overlap, prefetch=prefetch, batch_norm=batch_norm)
+    options = {"overlap": overlap, "prefetch": prefetch, "bits": bits, "batch_norm": batch_norm}
+    trace, simulation = simulated(tmp_path, ranks, method, **options)
     expected = flights_of_programs(simulation)
     assert flights_by_wait(trace) == expected
     assert len(expected) == (trace.spans["op"] == "Wait").sum()

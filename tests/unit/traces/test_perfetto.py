@@ -139,11 +139,11 @@ def test_arrows_end_at_a_wait_for_all_peers_too(trace, tmp_path):
     assert len(events(exported, "f")) == len(trace.messages)
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize(("batch_norm", "bits"), [(False, 0), (True, 0), (False, 4)])
 @pytest.mark.parametrize(("ranks", "prefetch"), [(3, 1), (4, 1), (4, 3)])
-def test_arrows_end_at_the_wait_of_their_own_round(tmp_path, ranks, prefetch, batch_norm):
+def test_arrows_end_at_the_wait_of_their_own_round(tmp_path, ranks, prefetch, batch_norm, bits):
     """Method sar: a peer occurs in two rounds of a layer, as giver and as taker; only the giver's message arrives."""
-    trace, simulation = simulated(tmp_path / "trace", ranks, prefetch=prefetch, batch_norm=batch_norm)
+    trace, simulation = simulated(tmp_path / "trace", ranks, prefetch=prefetch, batch_norm=batch_norm, bits=bits)
     waits = trace.spans["op"] == "Wait"  # some take no time in a simulation: an arrow has no slice to end at
     apart = {"start_ns": trace.spans["start_ns"] + 4 * trace.spans["index"], "wall_ns": trace.spans["wall_ns"] + 3 * waits}
     imported = imported_from(export_perfetto(replace(trace, spans=trace.spans.assign(**apart)), tmp_path / "t.json"))

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from halocast.cli.plan import considered
 from halocast.cli.planning import correct_by_trial, describe, make_plan, partitions_of, prepare, save
 from halocast.errors import MisuseError
 from halocast.runtime.config import resolve
+from halocast.runtime.planned import follow
 from halocast.simulator.placement import Hardware
 from halocast.simulator.planner.risk import RiskCurve
 from halocast.simulator.planner.rowmodel import RowModel
@@ -199,3 +201,38 @@ def test_several_numbers_of_ranks_are_compared(config, calibration, tmp_path):
     assert planned.answer.baseline.scenario.ranks == planned.plan.world_size
     saved = save(planned, tmp_path / "plan")
     assert read_plan(tmp_path / "plan") == saved.plan
+
+
+# -- where memory binds -----------------------------------------------------------------------------------------
+
+
+def test_sequential_aggregation_is_offered_where_plain_training_does_not_fit(asked):
+    free = explored(asked, Goal(), methods=("full", "sar"))
+    plain, least = (
+        min(each.highest_peak for each in free.options if each.scenario.method == method) for method in ("full", "sar")
+    )
+    assert least < plain
+    bound = explored(asked, Goal(memory_bytes=(plain + least) / 2), methods=("full", "sar"))
+    answer = bound.answer()
+    assert answer.chosen.scenario.method == "sar"
+    assert answer.chosen.highest_peak <= bound.goal.memory_bytes
+    assert any(each.scenario.method == "sar" for each in answer.front)
+    roomy = explored(asked, Goal(memory_bytes=1e12), methods=("full", "sar"))
+    assert {each.scenario.method for each in roomy.options} == {"full"}
+
+
+def test_a_plan_of_sequential_aggregation_says_what_it_keeps(asked, config):
+    search = explored(asked, Goal(), methods=("full", "sar"))
+    sequential = next(each for each in search.options if each.scenario.method == "sar")
+    workload = replace(sequential.scenario.workload, prefetch=0, kept_layers=(1,))
+    chosen = replace(sequential, scenario=replace(sequential.scenario, workload=workload))
+    plan, _ = describe(replace(search.answer(), chosen=chosen), config, Goal(), None)
+    followed = resolve(follow({}, plan, "plan"), "test")
+    assert (followed.method.name, followed.method.prefetch, followed.method.keep) == ("sar", 0, (1,))
+
+
+def test_methods_that_are_considered():
+    assert considered(None, limited=False) == ("full", "adaqp")
+    assert considered(None, limited=True) == ("full", "adaqp", "sar")
+    assert considered("sar", limited=False) == ("full", "sar")
+    assert considered("full", limited=True) == ("full",)

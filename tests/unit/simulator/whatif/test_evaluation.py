@@ -52,6 +52,11 @@ ASKED = [
         {"ranks": 4, **H100, "method": "sar"},
         ["--ranks", "4", "--device", "h100", "--network", "ethernet-100g", "--method", "sar"],
     ),
+    (
+        {"ranks": 4, **H100, "method": "sar", "keep": "0+1", "prefetch": 2},
+        ["--ranks", "4", "--device", "h100", "--network", "ethernet-100g", "--method", "sar", "--set", "method.prefetch=2",
+         "--set", "method.keep=[0, 1]"],
+    ),
     ({"ranks": 1, **H100}, ["--ranks", "1", "--device", "h100", "--network", "ethernet-100g"]),
 ]  # fmt: skip
 

@@ -207,3 +207,29 @@ def test_a_device_may_be_called_much_like_the_calibrated_one() -> None:
     devices = {**NAMES.catalogue.devices, "calibrated-x": NAMES.catalogue.devices["H100"]}
     names = Names(NAMES.catalogue.model_copy(update={"devices": devices}), NAMES.layers)
     assert read_axis("device", ["calibrated-x", "Calibrated"], names, "g.toml") == ("calibrated-x", "")
+
+
+@pytest.mark.parametrize(
+    ("written", "read_as"),
+    [(True, "all"), (False, "none"), ("all", "all"), ("2+0+2", "0+2"), ([1, 0], "0+1"), ([], "none"), (1, "1")],
+)
+def test_layers_that_keep_blocks_are_written_in_several_ways(written: Any, read_as: str) -> None:
+    (value,) = read_axis("keep", [written], NAMES, "g.toml")
+    assert value == read_as
+
+
+def test_layers_that_keep_blocks_are_numbers() -> None:
+    with pytest.raises(MisuseError, match=r"g.toml: training.keep = 'first': allowed are all, none, or numbers of layers"):
+        read(training={"keep": "first"})
+
+
+def test_blocks_are_kept_by_sequential_aggregation_alone() -> None:
+    grid = read(training={"method": ["full", "sar"], "keep": ["none", "all", "0+2"], "prefetch": [0, 1]})
+    points = distinct(grid.points())
+    assert [(each.keep, each.prefetch) for each in points if each.method == "full"] == [("none", 1)]
+    assert len([each for each in points if each.method == "sar"]) == 6
+
+
+def test_there_is_no_layer_beyond_the_last_to_keep_blocks() -> None:
+    (point,) = distinct(read(training={"method": "sar", "keep": "1+3"}).points())
+    assert point.impossible(1000) == "no such layer: keep 3 of layers 0 to 2"

@@ -1,0 +1,124 @@
+"""Training within a memory limit: which method, and what its layers keep, chosen by the forecast before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from halocast.errors import MisuseError
+from halocast.words import byte_count
+
+if TYPE_CHECKING:
+    from halocast.runtime.config import RunConfig
+    from halocast.simulator.planner.rematerialisation import Assess, Outcome
+    from halocast.traces.workload import ExactSavings
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A run that was made to fit."""
+
+    config: RunConfig
+    limit: int
+    """Bytes a rank, above its interpreter and libraries."""
+    outcome: Outcome
+    savings: ExactSavings
+    considered: int
+
+    @property
+    def words(self) -> str:
+        """What was chosen, for people."""
+        halo = "" if self.savings.keep_halo_features else ", the halo's features not kept"
+        return (
+            f"of {self.considered} ways within {byte_count(self.limit)} a rank: {self.outcome.candidate.words}{halo}; "
+            f"forecast peak {byte_count(int(self.outcome.peak))}"
+        )
+
+    def document(self, measured: list[int] | None) -> dict[str, Any]:
+        """What a result says of it."""
+        candidate = self.outcome.candidate
+        return {
+            "limit_bytes": self.limit,
+            "method": candidate.method,
+            "kept_layers": list(candidate.kept_layers),
+            "prefetch": candidate.prefetch,
+            "keep_halo_features": self.savings.keep_halo_features,
+            "considered": self.considered,
+            "forecast_peak_bytes": [round(each) for each in self.outcome.peak_bytes],
+            "forecast_epoch_seconds": self.outcome.seconds,
+            "within": None if measured is None else max(measured) <= self.limit,
+        }
+
+
+def fit(config: RunConfig, *, method_is_given: bool, costs: Path | None, report: Report) -> Fitted:
+    """The fastest way to train that fits into ``config.memory``.
+
+    Without costs, time is told by bytes and memory by the program's buffers, the shards and an allowance. Raises
+    MisuseError for a method that leaves no choice, and where nothing fits, naming the least that is needed.
+    """
+    from halocast.runtime.graph.store import find_shards
+    from halocast.runtime.models.edge_options import EdgeShape
+    from halocast.runtime.run import check
+    from halocast.runtime.session import build_network, build_view
+    from halocast.simulator.planner.rematerialisation import assess_all, choose, foreseeing
+    from halocast.simulator.whatif.values import read_bytes
+
+    limit = read_bytes(config.memory, "--memory")
+    check(config)
+    methods = (config.method.name,) if method_is_given else ("full", "sar")
+    if config.method.quantises:
+        raise MisuseError(
+            "--memory chooses between full and sar, which send rows as they are: leave it out where messages are quantised, or "
+            "leave the method and its bits out"
+        )
+    shards = find_shards(config, report)
+    graph = shards.graph
+    network = build_network(config, int(graph["feature_dim"]), int(graph["classes"]), EdgeShape.of(graph))
+    views = [build_view(config, network, shards, rank) for rank in range(shards.parts)]
+    exact = config.method.exact.savings()
+    outcomes: dict[int, ExactSavings] = {}
+    found: list[Outcome] = []
+    for savings in dict.fromkeys((exact, replace(exact, keep_halo_features=False))):
+        mine = [replace(view, exact=savings) for view in views]
+        assess = foreseeing(mine) if costs is None else _forecasting(costs, config, savings, report)
+        for outcome in assess_all(mine[0], assess, methods):
+            outcomes[id(outcome)] = savings
+            found.append(outcome)
+    chosen = choose(found, limit)
+    savings = outcomes[id(chosen)]
+    return Fitted(_chosen(config, chosen, savings), limit, chosen, savings, len(found))
+
+
+def _forecasting(costs: Path, config: RunConfig, savings: ExactSavings, report: Report) -> Assess:
+    from halocast.cli.scenario import build_scenario
+    from halocast.runtime.worker import threads_per_rank
+    from halocast.simulator.costs import Costs
+    from halocast.simulator.planner.rematerialisation import forecasting
+
+    asked = build_scenario(
+        config, bits_from=None, threads=threads_per_rank(config, config.ranks), partitions="real", report=report
+    )
+    scenario = replace(asked.scenario, workload=replace(asked.scenario.workload, exact=savings))
+    return forecasting(Costs.load(costs), scenario)
+
+
+def _chosen(config: RunConfig, outcome: Outcome, savings: ExactSavings) -> RunConfig:
+    candidate = outcome.candidate
+    exact = config.method.exact.model_copy(update={"keep_halo_features": savings.keep_halo_features})
+    update: dict[str, Any] = {"name": candidate.method, "exact": exact}
+    if candidate.method == "sar":
+        update |= {"prefetch": candidate.prefetch, "keep": candidate.kept_layers or False}
+    return config.model_copy(update={"method": config.method.model_copy(update=update)})
+
+
+def refuse_where_others_start_ranks(config: RunConfig, launcher: str) -> None:
+    """Ranks that another launcher started cannot wait for one to choose."""
+    if config.memory:
+        raise MisuseError(
+            f"--memory chooses before ranks start, and {launcher} has started them: let `halocast train --memory ... --dry-run`"
+            " choose, and pass what it says (method.name, method.keep, method.prefetch) with --set"
+        )
