@@ -8,8 +8,8 @@ there already is left alone: an interrupted study goes on where it stopped. Keep
 
     halocast validate RUNS --out reports/validation
 
-With `--sequential` it records sequential aggregation instead: 2 graphs × ranks {2, 4} × links × GAT fetching twice and keeping, SAGE
-with mean and with maximum.
+With `--sequential` it records sequential aggregation instead: 2 graphs × ranks {2, 4} × links × GAT that fetches twice or
+keeps, GraphSAGE with mean and with maximum.
 
 With `--samples` it records the small runs that the repository carries instead, on a made graph:
 `python -m benchmarks.validation_runs --samples --out traces/samples --repeats 2 --epochs 6`.

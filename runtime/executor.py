@@ -59,10 +59,12 @@ DROPOUT_IN_LAYER = 2
 
 
 class Method(Protocol):
-    """What the executor runs: one program an epoch, one for evaluation."""
+    """What the executor runs: one program an epoch, one for evaluation.
+
+    It may have `receives_in_place` beside, as `FullGraph` does.
+    """
 
     name: str
-    receives_in_place: bool
 
     def epoch(self, view: RankView) -> Program: ...
 

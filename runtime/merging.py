@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -186,7 +186,8 @@ class Merging:
         if spec.finishes:
             for piece in _pieces(gradient, _finished_values(spec)):
                 self._differentiate_finish(operation, piece, gradient[piece], parameters)
-        layer.prepare_backward(self._rows(operation))
+        activated = operation.aggregated == operation.output
+        layer.prepare_backward(replace(self._rows(operation), kept_share=1.0 - spec.dropout if activated else None))
 
     def _differentiate_finish(
         self, operation: Transform, piece: slice, gradient: Tensor, parameters: list[nn.Parameter]

@@ -35,7 +35,7 @@ from halocast.runtime.memory_limit import human_size, limits_here, oom_kills
 from halocast.runtime.models.blockwise import BlockwiseLayer
 from halocast.runtime.models.edge_options import EdgeShape
 from halocast.runtime.models.layers import LinearAggregation
-from halocast.runtime.models.registry import build_layer
+from halocast.runtime.models.registry import check_layer, shapes_alone
 from halocast.runtime.models.shapes import built_in_specs
 from halocast.runtime.out_of_memory import OutOfMemoryError, describe_cap, is_out_of_memory, out_of_memory
 from halocast.runtime.planned import plan_of
@@ -211,10 +211,11 @@ def check(config: RunConfig) -> HostSpec:
 
 def _check_method(config: RunConfig) -> None:
     method = config.method
-    layer = build_layer(config.model.layer, config.model.hidden, config.model.hidden, config.model.options, edges=None)
-    if method.name == "sar" and not isinstance(layer, LinearAggregation | BlockwiseLayer):
+    model = config.model
+    layer = check_layer(model.layer, model.hidden, model.hidden, model.options, last=model.layers == 1, edges=None)
+    if method.name == "sar" and not issubclass(layer, LinearAggregation | BlockwiseLayer):
         raise MisuseError(
-            f"method sar visits one part after another, and model.layer '{config.model.layer}' wants all its neighbours at "
+            f"method sar visits one part after another, and model.layer '{model.layer}' wants all its neighbours at "
             "once: use --method full, or derive it from halocast.runtime.models.blockwise.MessageLayer"
         )
     if method.keep is not False and method.name != "sar":
@@ -402,7 +403,8 @@ def memory_advice(config: RunConfig, shards: ShardSet) -> str:
 def estimate_of_shards(config: RunConfig, shards: ShardSet) -> list[RankEstimate]:
     """The same of shards that are there."""
     graph = shards.graph
-    network = build_network(config, int(graph["feature_dim"]), int(graph["classes"]), EdgeShape.of(graph))
+    with shapes_alone(config.model.layer):
+        network = build_network(config, int(graph["feature_dim"]), int(graph["classes"]), EdgeShape.of(graph))
     method = find_method(config.method.name)
     estimates = []
     for rank in range(shards.parts):

@@ -43,6 +43,7 @@ from halocast.runtime.models.network import GraphNetwork, NetworkShape
 from halocast.runtime.programs import METHODS
 from halocast.runtime.programs.adaqp import exchange_shapes
 from halocast.runtime.programs.full import AGGREGATED_FEATURES, FEATURES
+from halocast.runtime.programs.holdings import receives_in_place
 from halocast.runtime.programs.schedule import Order, schedule_layers
 from halocast.runtime.supervise import heartbeat
 from halocast.traces.operations import Part
@@ -199,7 +200,7 @@ def build_session(
         on_step("assigning widths")
         table = message_table(config, network, shards, transport.rank)
         assigner = build_assigner(config, table, adjacency, network, transport)
-        messages = (QuantizedMessages if method.receives_in_place else SeparateMessages)(
+        messages = (QuantizedMessages if receives_in_place(method) else SeparateMessages)(
             table.own,
             view.part,
             np.asarray(shard.boundary),
@@ -258,7 +259,7 @@ def prepare_features(
     features: dict[str, FeatureRows] = {}
     if schedule.order is not Order.AGGREGATED_ONCE:
         known = Part.OWN if schedule.sends_forward else Part.ALL
-        lands = schedule.sends_forward and not schedule.exchanges_projected and method.receives_in_place
+        lands = schedule.sends_forward and not schedule.exchanges_projected and receives_in_place(method)
         room = statistics.rows(Part.ALL if lands else known)
         features[FEATURES] = raw_features(shard, known, room, dtype, device, dense=spec.reads_plain_inputs)
         return features

@@ -74,6 +74,8 @@ class LayerSpec:
     """Merging itself has parameters."""
     merge_reads_reduced: bool = False
     """The backward pass of a block reads the merged result."""
+    backward_reads_output: bool = False
+    """Where nothing but bias, ReLU and dropout follow the merged rows, the backward pass can do with what these leave."""
     finishes: bool = False
     """Row-wise operations of the layer's own follow the merged result."""
     finish_reads_inputs: bool = False

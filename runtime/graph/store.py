@@ -14,6 +14,7 @@ from halocast.runtime.graph.datasets import load_graph
 from halocast.runtime.graph.graph import Graph
 from halocast.runtime.graph.partition import locality_order, partition_graph
 from halocast.runtime.graph.shard import MANIFEST, ShardSet, open_shards, write_shards
+from halocast.runtime.models.shapes import ATTENTION
 from halocast.runtime.planned import plan_of, refuse_another_graph
 
 if TYPE_CHECKING:
@@ -135,11 +136,16 @@ def _cut(
 def find_shards(config: RunConfig, report: Report, *, parts: int | None = None) -> ShardSet:
     """A run's shards, or its graph in so many other parts, cut now if need be.
 
-    Raises MisuseError where the run follows a plan for another graph.
+    Raises MisuseError where the run follows a plan for another graph, or attends to neighbours that nobody has.
     """
     partition, plan = config.partition, plan_of(config)
 
     def accept(graph: Graph) -> None:
+        if graph.edges == 0 and config.model.layer in ATTENTION:
+            raise MisuseError(
+                f"model.layer '{config.model.layer}' attends to neighbours, and graph '{graph.name}' has no edges: "
+                "give a graph with edges, or use --model sage, whose rows also count by themselves"
+            )
         if plan is not None:
             refuse_another_graph(plan, config.plan, graph)
 

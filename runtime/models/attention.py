@@ -33,6 +33,7 @@ class _Attention(BlockwiseLayer):
     """What both kinds share: ``z_i = Σ_j a_ij z_j`` by head, heads side by side or (last layer) averaged."""
 
     name: str
+    bias: nn.Parameter
 
     def __init__(
         self,
@@ -93,6 +94,15 @@ class _Attention(BlockwiseLayer):
     def prepare_backward(self, rows: MergingRows) -> None:
         logits = self._logits(rows.queries[:0], rows.queries)
         attention_kernels.pack_targets(self._state(rows), rows.gradient, logits, out=rows.context)
+        if rows.kept_share is not None:
+            self._correct_products(rows, rows.kept_share)
+
+    def _correct_products(self, rows: MergingRows, share: float) -> None:
+        """Σ g · (merged rows), packed last, from Σ g · h: where h > 0 these are share · h − bias, and elsewhere g is 0."""
+        by_head = torch.eye(self.heads, dtype=self.bias.dtype, device=self.bias.device).repeat_interleave(self.head_dim, dim=0)
+        by_head *= self.bias.data[:, None]
+        products = rows.context[:, 3 * self.heads :]
+        products.mul_(share).addmm_(rows.gradient, by_head, alpha=-1.0)
 
     def merge_backward(
         self,

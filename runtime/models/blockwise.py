@@ -43,6 +43,8 @@ class MergingRows:
     """[own, reduced_dim] of the finished result."""
     context: Tensor = NOTHING
     """[own, context_dim] what `prepare_backward` leaves for every block."""
+    kept_share: float | None = None
+    """Where `reduced` holds ``relu(merged + bias)`` by now, dropped out and scaled by 1 / share: the share. Else None."""
     query_gradient: Tensor = NOTHING
     """[own, query_dim] added to by every block."""
     entries: Tensor = NOTHING

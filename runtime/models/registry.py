@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 
 from halocast.errors import MisuseError, nearest
@@ -14,6 +16,7 @@ from halocast.runtime.models.edge_options import NO_EDGE_DATA, EdgeShape
 from halocast.runtime.models.layers import GCN, GraphSAGE, PyGLayer
 from halocast.runtime.models.reductions import GIN, GraphSAGEMax
 from halocast.runtime.models.relational import RGCN
+from halocast.runtime.models.shapes import ATTENTION
 
 BUILT_IN: dict[str, type[nn.Module]] = {
     "gcn": GCN,
@@ -25,8 +28,6 @@ BUILT_IN: dict[str, type[nn.Module]] = {
     "rgcn": RGCN,
 }
 """By the name that ``--model`` takes."""
-AVERAGING = {"gat", "gatv2"}
-"""Those whose last layer averages its heads, where the others put them side by side."""
 MEETING_EDGES = {"gat", "gatv2", "rgcn"}
 """Those that are told what the graph's edges carry."""
 
@@ -47,7 +48,7 @@ def build_layer(
     """
     if name in BUILT_IN:
         _check_options(name, options)
-        given = {**({"average": last} if name in AVERAGING else {}), **({"edges": edges} if name in MEETING_EDGES else {})}
+        given = {**({"average": last} if name in ATTENTION else {}), **({"edges": edges} if name in MEETING_EDGES else {})}
         return BUILT_IN[name](dim_in, dim_out, **given, **options)
     if ":" not in name:
         raise MisuseError(f"unknown layer '{name}'{nearest(name, BUILT_IN)} (or your own, as package.module:Class)")
@@ -71,6 +72,28 @@ def build_layer(
             f"model.layer '{name}' would add self loops between unrelated rows; use --set model.options.add_self_loops=false"
         )
     return PyGLayer(layer)
+
+
+def check_layer(
+    name: str,
+    dim_in: int,
+    dim_out: int,
+    options: dict[str, Any],
+    *,
+    last: bool = False,
+    edges: EdgeShape | None = NO_EDGE_DATA,
+) -> type[nn.Module]:
+    """The type of what `build_layer` gives; raises what it raises. A built-in layer takes no memory."""
+    with shapes_alone(name):
+        return type(build_layer(name, dim_in, dim_out, options, last=last, edges=edges))
+
+
+def shapes_alone(name: str) -> AbstractContextManager[object]:
+    """Within it, layers called `name` are built without memory for parameters, where only types and shapes are asked for.
+
+    Those of the user's own get theirs: a constructor may read values, or keep tensors for layers to come.
+    """
+    return torch.device("meta") if name in BUILT_IN else nullcontext()
 
 
 def _check_options(name: str, options: dict[str, Any]) -> None:

@@ -15,6 +15,8 @@ from halocast.traces.workload import LayerSpec
 
 SELF_LOOP = {"gcn": True, "sage": False}
 SELF_WEIGHT = {"gcn": False, "sage": True}
+ATTENTION = ("gat", "gatv2")
+"""Built-in layers that weigh neighbours against each other; their last layer averages its heads."""
 MOST_HEADS = 64
 HEADS = 4
 """Of attention, where the run does not say."""
@@ -106,6 +108,7 @@ def attention_shape(name: str, dim_in: int, dim_out: int, *, heads: int, average
         "context_dim": 4 * heads,
         "refetches": True,
         "merge_parameters": second or edge_dim > 0,
+        "backward_reads_output": True,
         "finishes": average and heads > 1,
         "finish_flops": width if average and heads > 1 else 0,
         "merge_flops": 4 * width if second else 2 * width + 8 * heads + 2 * edge_dim * heads,

@@ -149,7 +149,14 @@ class LayerProgram:
     @property
     def reduced(self) -> str:
         """Own rows' merged messages."""
-        return f"r{self.index}"
+        return self.output if self.merges_into_output else f"r{self.index}"
+
+    @property
+    def merges_into_output(self) -> bool:
+        """Whether merged rows become the layer's output where they are: backward can do with what the activation left."""
+        spec = self.spec
+        alone = not (spec.finishes or spec.norm or spec.batch_norm or self.is_last)
+        return spec.backward_reads_output and alone
 
     @property
     def state(self) -> str:
@@ -373,7 +380,9 @@ class LayerProgram:
             yield from batchnorm.normalize_backward(self)
         if self.has_preactivation:
             yield Free(self.index, name=self.preactivation)
-        if not self.is_last:  # its sign was what the activation needed; the layer above is done with it
+        if (
+            not self.is_last and not self.merges_into_output
+        ):  # its sign was what the activation needed; the layer above is done with it
             yield Free(self.index, name=self.output)
         order = self.schedule.order
         if order is Order.AGGREGATED_ONCE:

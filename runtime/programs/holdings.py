@@ -6,7 +6,6 @@ Buffers that come and go are not among it: `traces.buffers` places those.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from halocast.runtime.programs.schedule import LayerSchedule, Order, schedule_layers
 from halocast.traces.operations import Part
@@ -18,11 +17,9 @@ ADAM = 2
 """Values of optimiser state a parameter, unless the optimiser has fewer."""
 
 
-class Receives(Protocol):
-    """As far as holdings depend on the method."""
-
-    @property
-    def receives_in_place(self) -> bool: ...
+def receives_in_place(method: object) -> bool:
+    """Whether a method's halo rows land behind the own rows of the buffer that they belong to: so, unless it says otherwise."""
+    return bool(getattr(method, "receives_in_place", True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,7 @@ class Holdings:
         return self.structure + self.features + self.parameters + self.edge_data
 
 
-def holdings(view: RankView, method: Receives, *, optimizer_states: int = ADAM) -> Holdings:
+def holdings(view: RankView, method: object, *, optimizer_states: int = ADAM) -> Holdings:
     """What the rank holds from its first epoch to its last."""
     schedules = schedule_layers(view)
     parameters = sum(layer.parameters for layer in view.layers)
@@ -106,7 +103,7 @@ def _peers(view: RankView) -> list[int]:
     return [peer for peer, rows in enumerate(view.part.halo_from) if rows]
 
 
-def _features(view: RankView, first: LayerSchedule, method: Receives) -> int:
+def _features(view: RankView, first: LayerSchedule, method: object) -> int:
     """Static inputs of the first layer, as its schedule reads them."""
     part, value = view.part, view.value_bytes
     total = 0
@@ -119,7 +116,7 @@ def _features(view: RankView, first: LayerSchedule, method: Receives) -> int:
     known = first.rows if first.order is Order.AGGREGATED_ONCE else Part.OWN if first.sends_forward else Part.ALL
     if part.features_sparse and not view.layers[0].reads_plain_inputs:
         return total + _sparse(view, part.stored_values(known, aggregated=False))
-    lands = first.sends_forward and not first.exchanges_projected and method.receives_in_place
+    lands = first.sends_forward and not first.exchanges_projected and receives_in_place(method)
     return total + value * part.rows(Part.ALL if lands else known) * part.feature_dim
 
 

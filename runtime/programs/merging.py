@@ -39,7 +39,8 @@ def forward(layer: LayerProgram, *, training: bool) -> Steps:
     """Project, merge all blocks, finish."""
     spec = layer.spec
     names = forward_names(layer)
-    yield layer.keep(layer.reduced, Part.OWN, spec.reduced_dim)
+    if not layer.merges_into_output:
+        yield layer.keep(layer.reduced, Part.OWN, spec.reduced_dim)
     if spec.state_dim:
         yield layer.keep(layer.state, Part.OWN, spec.state_dim)
     if spec.projects:
@@ -51,7 +52,7 @@ def forward(layer: LayerProgram, *, training: bool) -> Steps:
     if spec.projects and not (training and layer.keeps_messages):
         yield from free(layer, names.messages, names.queries)
     if not training:
-        yield from free(layer, layer.reduced, layer.state if spec.state_dim else "")
+        yield from free(layer, "" if layer.merges_into_output else layer.reduced, layer.state if spec.state_dim else "")
 
 
 def backward(layer: LayerProgram) -> Backward:
@@ -82,13 +83,13 @@ def backward(layer: LayerProgram) -> Backward:
     if names.target or spec.merge_parameters:
         if not names.context and makes_again:
             yield from project(layer, names.messages, names.queries)
-        if spec.projects:
+        if spec.projects and names.target != names.messages:
             yield layer.keep(names.target, layer.message_gradient_rows, spec.message_dim)
-        elif names.target and not kept_inputs:
+        elif not spec.projects and names.target and not kept_inputs:
             yield layer.keep(names.target, layer.gradient_rows, spec.dim_in)
         yield from layer.merge_neighbours_backward(names)
     if spec.projects and spec.refetches:
-        yield from free(layer, names.messages, names.queries)
+        yield from free(layer, "" if names.target == names.messages else names.messages, names.queries)
     yield from free(layer, names.context, names.reduced, names.gradient if spec.finishes else "")
     if spec.projects:
         if inputs and not kept_inputs:
@@ -108,6 +109,8 @@ def backward_names(layer: LayerProgram, inputs: str) -> Names:
     if spec.projects and not layer.keeps_messages:
         messages, queries = f"p{layer.index}.again", f"q{layer.index}.again" if spec.query_dim else ""
     target = f"dp{layer.index}" if spec.projects else inputs
+    if spec.projects and spec.refetches and layer.view.world_size == 1:  # nobody else wants them: gradients in their place
+        target = messages
     query_target = (f"dq{layer.index}" if spec.projects else inputs) if spec.query_dim else ""
     return Names(
         messages,

@@ -27,9 +27,13 @@ class RunError(HalocastError):
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the closest allowed name, or the list of what is allowed if none is close."""
+    """Return ``"; did you mean 'x'?"`` for the closest allowed name, or the list of what is allowed if none is close.
+
+    Letters that have changed places are closer than others.
+    """
     names = list(allowed)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=len(names) or 1, cutoff=0.5)
+    swapped = [each for each in close if sorted(each) == sorted(name)]
     if close:
-        return f"; did you mean '{close[0]}'?"
+        return f"; did you mean '{(swapped or close)[0]}'?"
     return f"; allowed: {', '.join(names)}"

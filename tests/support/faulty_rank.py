@@ -44,12 +44,12 @@ def inject(fault: str, after: int) -> None:
         run.check = worker.take_place = refuse
         return
     name = {"all-reduce": "start_all_reduce", "sharing": "share"}.get(fault, "start_exchange")
-    after = 2 if fault == "sharing" else after  # in the set-up, whatever the epochs
+    after = 1 if fault == "sharing" else after
     original, calls = getattr(GlooTransport, name), 0
 
     def counted(*arguments: Any) -> Any:
         nonlocal calls
-        calls += 1
+        calls += fault != "sharing" or arguments[1] == "manifest"  # the last of the set-up, whoever launched the rank
         if calls == after:
             fail(fault)
         return original(*arguments)

@@ -48,3 +48,15 @@ class FrozenScale(GraphLayer):
 
     def forward(self, block: Block, h: Tensor) -> Tensor:
         return self.linear(block.own_inputs(h))  # type: ignore[no-any-return]
+
+
+class Scaled(GraphLayer):
+    """A linear map of the row itself, scaled by a number that the constructor reads off a tensor."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim_in, dim_out)
+        self.scale = float(self.linear.weight.detach().abs().max())
+
+    def forward(self, block: Block, h: Tensor) -> Tensor:
+        return self.linear(block.own_inputs(h)) / self.scale  # type: ignore[no-any-return]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from halocast.cli import run
@@ -31,6 +32,12 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["train", GRAPH, "--method", "fulll"], "unknown method 'fulll'; did you mean 'full'?"),
         (["train", GRAPH, "--model", "gnc"], "unknown layer 'gnc'; did you mean 'gcn'?"),
         (["train", GRAPH, "--model", "nowhere:Layer"], "model.layer 'nowhere:Layer' cannot be imported"),
+        (
+            ["train", GRAPH, "--model", "gat", "--hidden", "130", "--set", "model.options.heads=4"],
+            "model.options.heads = 4 does not divide the width 130 of layer 'gat'; the nearest that does is 5",
+        ),
+        (["train", GRAPH, "--model", "gat", "--set", "model.options.heads=0"], "heads = 0 is out of range; allowed: 1 to 64"),
+        (["train", GRAPH, "--model", "gatv2", "--set", "model.options.head=2"], "no such option; did you mean 'heads'?"),
         (["train", GRAPH, "--ranks", "61"], "61 ranks for the 60 nodes"),
         (["train", GRAPH, "--rnaks", "2"], "Unknown option: --rnaks. Did you mean --ranks?"),
         (["train", GRAPH, "--set", "modle.hidden=3"], "unknown key 'modle'; did you mean 'model'?"),
@@ -105,6 +112,34 @@ def test_dry_run_prints_memory_and_bytes_per_rank_and_trains_nothing(
     assert run(["train", GRAPH, "--ranks", "2", "--dry-run"]) == 0
     assert "Nothing was trained." in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
+
+
+def test_checks_and_estimates_take_no_memory_for_the_network(capsys: pytest.CaptureFixture[str]) -> None:
+    hidden = 1_000_000  # a layer of the real thing takes 4 TB
+    assert run(["train", GRAPH, "--model", "gcn", "--hidden", str(hidden), "--dry-run", "--json"]) == 0
+    [rank] = json.loads(capsys.readouterr().out)["ranks"]
+    assert rank["parameters"] > 4 * hidden * hidden
+
+
+def test_one_layer_of_attention_averages_its_heads_whatever_divides_hidden() -> None:
+    assert run(["train", GRAPH, "--model", "gat", "--layers", "1", "--hidden", "130", "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize("layer", ["gat", "gatv2"])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_attention_without_edges_is_refused(layer: str, ranks: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = np.arange(6)
+    masks = {f"{name}_mask": nodes % 3 == index for index, name in enumerate(("train", "val", "test"))}
+    meta = np.array(json.dumps({"name": "lonely", "classes": 2}))
+    no_edges = np.empty((2, 0), dtype=np.int32)
+    np.savez(
+        "lonely.npz", edge_index=no_edges, x=np.eye(6, dtype=np.float32), y=(nodes % 2).astype(np.int16), meta=meta, **masks
+    )
+    assert run(["train", "lonely.npz", "--model", layer, "--ranks", str(ranks), "--out", "mine"]) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("halocast: ")]
+    assert f"model.layer '{layer}' attends to neighbours, and graph 'lonely' has no edges" in line
+    assert not (tmp_path / "mine").exists()
+    assert run(["train", "lonely.npz", "--model", "sage", "--ranks", str(ranks), "--dry-run"]) == 0
 
 
 def test_partition_prints_what_each_part_holds(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -18,9 +19,11 @@ from tests.support.sessions import EPOCH, RankAnswer, largest_relative_error, ne
 from torch import Tensor
 
 from halocast.runtime.config import RunConfig
+from halocast.runtime.models.edge_options import EdgeShape
+from halocast.runtime.models.network import GraphNetwork
 from halocast.runtime.programs import METHODS
 from halocast.runtime.programs.holdings import holdings
-from halocast.runtime.session import build_view
+from halocast.runtime.session import build_network, build_view
 from halocast.traces.buffers import walk
 from halocast.traces.operations import Exchange, Free, Keep
 
@@ -110,6 +113,30 @@ def test_gradients_are_those_of_one_dense_process(parts: int, layer: str, method
     chosen = {"name": "full", "exact": NONE} if method == "full" else sequential(keep=method == "keep")
     model = model_of(layer, norm="layer", residual=True)
     assert_exact(edge_case(parts), tmp_path, parts, model=model, method=chosen, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("layer", ["gat", "gatv2"])
+@pytest.mark.parametrize("parts", [1, 4])
+def test_what_activation_left_serves_the_backward_pass(parts: int, layer: str, dtype: str, tmp_path: Path) -> None:
+    """Without a norm the merged rows become the output in place; biases far from zero must not cost precision."""
+    case, config = random_case(parts), run_config(parts, model=model_of(layer), method=sequential(), dtype=dtype)
+    plain = build_network
+
+    def biased(config: RunConfig, dim_in: int, classes: int, edges: EdgeShape) -> GraphNetwork:
+        network = plain(config, dim_in, classes, edges)
+        for layer in network.layers:
+            layer.bias.data.copy_(torch.linspace(-0.5, 0.5, layer.bias.numel()))
+        return network
+
+    with patch("halocast.runtime.session.build_network", biased), patch("tests.support.sessions.build_network", biased):
+        answers, _ = train_one_epoch(case, config, tmp_path / "shards")
+        loss, gradients = reference(case, config)
+        dense = reference(case, config, torch.float32)[1]
+    tolerance = max(TOLERANCE[dtype], 2 * largest_relative_error(dense, gradients) if dtype == "float32" else 0.0)
+    assert float(answers[0].gradients["layers.0.bias"].abs().max()) > 0.0
+    assert answers[0].loss == pytest.approx(loss, rel=TOLERANCE[dtype])
+    assert largest_relative_error(answers[0].gradients, gradients) <= tolerance  # at most twice torch's own float32 error
 
 
 @pytest.mark.parametrize("name", ["full", "sar"])

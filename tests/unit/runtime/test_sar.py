@@ -138,6 +138,6 @@ def test_layers_that_are_not_sums_are_refused_with_the_way_out(tmp_path: Path) -
 
     config = run_config(2, model={"layer": "tests.support.layers:OpaqueSAGE"}, method={"name": "sar"})
     with pytest.raises(
-        MisuseError, match=r"use --method full, or derive it from halocast.runtime.models.blockwise.MessageLayer"
+        MisuseError, match=r"use --method full, or derive it from halocast\.runtime\.models\.blockwise\.MessageLayer"
     ):
         _check_method(config)

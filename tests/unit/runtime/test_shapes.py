@@ -7,32 +7,36 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.layers import Scaled
 
 from halocast.errors import MisuseError
 from halocast.runtime.config import ModelConfig
 from halocast.runtime.models.edge_options import EdgeShape
 from halocast.runtime.models.network import GraphNetwork, NetworkShape
-from halocast.runtime.models.registry import BUILT_IN, build_layer
+from halocast.runtime.models.registry import BUILT_IN, build_layer, check_layer
 from halocast.runtime.models.shapes import LAYERS, built_in_specs
 
 EDGES = EdgeShape(3, ("cites", "follows", "inverse of cites"))
-OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "gat": [{}, {"heads": 2, "edge_features": True}],
-    "gatv2": [{"heads": 1, "self_loops": False}],
-    "rgcn": [{}, {"bases": 2}, {"relations": ["follows"], "bases": 5}],
-}
+WITH_OPTIONS = [
+    *[(name, {}) for name in sorted(LAYERS)],
+    ("gat", {"heads": 2, "self_loops": False}),
+    ("gat", {"heads": 1, "slope": 0.1, "attention_dropout": 0.5}),
+    ("gat", {"heads": 2, "edge_features": True}),
+    ("gatv2", {"heads": 8}),
+    ("gatv2", {"heads": 1, "self_loops": False}),
+    ("rgcn", {"bases": 2}),
+    ("rgcn", {"relations": ["follows"], "bases": 5}),
+]
 
 
-@pytest.mark.parametrize("layer", sorted(LAYERS))
+@pytest.mark.parametrize(("layer", "options"), WITH_OPTIONS)
 @pytest.mark.parametrize("layers", [1, 2, 4])
-def test_built_in_specs_are_those_of_the_network(layer: str, layers: int) -> None:
-    for options, norm, residual, (dim_in, hidden, classes) in product(
-        OPTIONS.get(layer, [{}]), ("none", "layer", "batch"), (False, True), ((12, 8, 3), (8, 8, 8))
+def test_built_in_specs_are_those_of_the_network(layer: str, options: dict[str, Any], layers: int) -> None:
+    for norm, residual, (dim_in, hidden, classes) in product(
+        ("none", "layer", "batch"), (False, True), ((12, 8, 3), (8, 8, 8))
     ):
-        model = {
-            "layer": layer, "layers": layers, "hidden": hidden, "dropout": 0.3, "norm": norm, "residual": residual,
-            "options": options,
-        }  # fmt: skip
+        model: dict[str, Any] = {"layer": layer, "layers": layers, "hidden": hidden, "options": options}
+        model |= {"dropout": 0.3, "norm": norm, "residual": residual}
         network = GraphNetwork(NetworkShape(**model), dim_in, classes, seed=0, dtype=torch.float32, edges=EDGES)
         assert built_in_specs(ModelConfig(**model), dim_in, classes, EDGES) == network.specs(), model
 
@@ -43,6 +47,12 @@ def test_every_built_in_layer_has_shapes() -> None:
 
 def test_a_layer_of_ones_own_has_none() -> None:
     assert built_in_specs(ModelConfig(layer="package.module:Layer"), 8, 3) is None
+
+
+def test_a_layer_of_ones_own_may_read_values_where_it_is_only_checked() -> None:
+    assert check_layer("tests.support.layers:Scaled", 4, 4, {}) is Scaled
+    with pytest.raises(MisuseError, match=r"model\.layer 'tests\.support\.layers:Scaled' does not take \(4, 4, "):
+        check_layer("tests.support.layers:Scaled", 4, 4, {"scale": 2})
 
 
 @pytest.mark.parametrize(
