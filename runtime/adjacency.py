@@ -12,6 +12,7 @@ from torch import Tensor
 from halocast.runtime import kernels
 from halocast.runtime.attention_types import Edges
 from halocast.runtime.block_edges import BlockEdges
+from halocast.runtime.edge_data import EdgeData, EdgeUse
 from halocast.runtime.graph.shard import Shard
 from halocast.runtime.models.block import Block, BlockStructure
 from halocast.runtime.models.layers import LinearAggregation
@@ -36,10 +37,14 @@ class RowSpace:
         }[part]
 
 
+NO_EDGE_DATA = EdgeUse()
+
+
 class Adjacency:
     """The shard's pattern on a device. Column numbers refer to the row space; see `Shard` for the order in a row."""
 
-    def __init__(self, shard: Shard, device: torch.device) -> None:
+    def __init__(self, shard: Shard, device: torch.device, use: EdgeUse = NO_EDGE_DATA) -> None:
+        """`use`: what blocks of edges should have of edge data."""
         statistics = shard.statistics
         self.rows = RowSpace(statistics.central, statistics.own, statistics.own + statistics.halo)
         indptr = torch.from_numpy(shard.indptr).to(device)
@@ -55,6 +60,7 @@ class Adjacency:
         self.global_ids = torch.from_numpy(shard.global_ids).to(device)
         self._structures: dict[Part, BlockStructure] = {}
         self._edges: dict[tuple[int, bool | int], BlockEdges] = {}
+        self._edge_data = EdgeData(shard, use, device) if use.any else None
         self._halo_ends = np.cumsum([self.rows.own, *statistics.halo_from]).tolist()
         self._marginal_by_peer = self._marginal_rows_by_peer(statistics.halo_from)
         kernels.check_neighbours(self._begin_with_self, self._end, self._indices, self.rows.total)
@@ -68,8 +74,7 @@ class Adjacency:
         begin, end = self._own_end[self.rows.central :], self._end[self.rows.central :]
         counts = end - begin
         rows = torch.repeat_interleave(torch.arange(counts.numel(), device=counts.device), counts)
-        first = torch.repeat_interleave(begin - (counts.cumsum(0) - counts), counts)
-        columns = self._indices[torch.arange(rows.numel(), device=counts.device) + first]
+        columns = self._indices[_places(begin, end)]
         by_peer: dict[int, tuple[Tensor, Tensor]] = {}
         lowest = self.rows.own
         for peer, count in enumerate(halo_from):
@@ -92,7 +97,10 @@ class Adjacency:
             entry = self._indices.new_zeros(0, dtype=torch.int64)
             edges = Edges(begin, self._own_end, self._indices, begin, self._own_end, self._indices, entry)
             nodes = self.global_ids[: self.rows.own]
-            self._edges[key] = BlockEdges(edges, self.rows.slice(Part.OWN), nodes, nodes)
+            block = BlockEdges(edges, self.rows.slice(Part.OWN), nodes, nodes)
+            if self._edge_data is not None:
+                block = self._edge_data.own_block(block, _places(begin, self._own_end))
+            self._edges[key] = block
         return self._edges[key]
 
     def peer_edges(self, peer: int, first: int | None = None) -> BlockEdges:
@@ -112,7 +120,12 @@ class Adjacency:
         targets = self._halo_indices[base:last] - marginal.start
         entry = indices.new_zeros(0, dtype=torch.int64)
         edges = Edges(indptr[:-1], indptr[1:], indices, begin - base, end - base, targets, entry)
-        return BlockEdges(edges, marginal, self.global_ids[marginal], self.global_ids[halo])
+        block = BlockEdges(edges, marginal, self.global_ids[marginal], self.global_ids[halo])
+        if self._edge_data is None:
+            return block
+        places = _places(self._own_end[marginal], self._end[marginal])
+        here = (self._indices[places] >= halo.start) & (self._indices[places] < halo.stop)
+        return self._edge_data.peer_block(block, places[here], slice(base, last))
 
     def block(self, part: Part, stream: kernels.Stream | None) -> Block:
         """What a layer sees when it computes `part` (of the own rows)."""
@@ -125,8 +138,7 @@ class Adjacency:
         sources = self.rows.own if part is Part.CENTRAL else self.rows.total
         counts = self._end[rows] - self._begin[rows]
         indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        offsets = torch.arange(int(indptr[-1]), device=counts.device) - torch.repeat_interleave(indptr[:-1], counts)
-        entries = torch.repeat_interleave(self._begin[rows], counts) + offsets
+        entries = _places(self._begin[rows], self._end[rows])
         return BlockStructure(indptr, self._indices[entries], rows.start, self.degrees[:sources], self.global_ids[:sources])
 
     def halo_coefficients(self, layer: object) -> npt.NDArray[np.float64]:
@@ -150,6 +162,13 @@ class Adjacency:
         """Â of a layer on this structure."""
         row_scale, column_scale = layer.scales(self.degrees, dtype)
         return Aggregation(self, row_scale, column_scale, self_loop=layer.self_loop)
+
+
+def _places(begin: Tensor, end: Tensor) -> Tensor:
+    """int64 [entries] the places in ``begin[i] ≤ e < end[i]``, row after row."""
+    counts = end - begin
+    first = torch.repeat_interleave(begin - (counts.cumsum(0) - counts), counts)
+    return first + torch.arange(first.numel(), device=counts.device)
 
 
 @dataclass(frozen=True)

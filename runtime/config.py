@@ -24,7 +24,7 @@ class Section(BaseModel):
 
 class ModelConfig(Section):
     layer: str = "sage"
-    """"gcn", "sage", "sage-max", "gin", "gat", "gatv2", or a layer of your own or of PyG as package.module:Class."""
+    """"gcn", "sage", "sage-max", "gin", "gat", "gatv2", "rgcn", or a layer of your own or of PyG as package.module:Class."""
     layers: int = Field(default=3, ge=1)
     hidden: int = Field(default=128, ge=1)
     dropout: float = Field(default=0.5, ge=0.0, lt=1.0)
@@ -34,7 +34,8 @@ class ModelConfig(Section):
     residual: bool = False
     """Add a layer's input to its pre-activation wherever the widths agree."""
     options: dict[str, Any] = {}
-    """Keyword arguments of the layer. gat, gatv2: heads, slope, attention_dropout, self_loops."""
+    """Keyword arguments of the layer. gat, gatv2: heads, slope, attention_dropout, self_loops; gat: edge_features; rgcn: bases,
+    relations."""
 
 
 class PartitionConfig(Section):

@@ -15,7 +15,7 @@ from halocast.runtime.features import DenseRows, FeatureRows
 from halocast.runtime.models.blockwise import NOTHING, BlockwiseLayer, MergingRows
 from halocast.runtime.models.network import GradientBuckets, GraphNetwork
 from halocast.traces.operations import Direction, Merge, Part, Transform
-from halocast.traces.workload import RankView
+from halocast.traces.workload import LayerSpec, RankView
 
 PIECE_VALUES = 1 << 19
 """Values of a row-wise operation that autograd holds at a time."""
@@ -152,6 +152,7 @@ class Merging:
             gradient=rows(gradient),
             context=rows(operation.context),
             query_gradient=rows(operation.query_target),
+            entries=self._buffer(operation.entries) if isinstance(operation, Merge) and operation.entries else NOTHING,
         )
 
     # -- after the blocks ---------------------------------------------------------------------------------------
@@ -164,7 +165,7 @@ class Merging:
         if not spec.finishes:
             return
         z = self._buffer(operation.preactivation)[: len(rows.reduced)]
-        for piece in _pieces(rows.reduced, spec.dim_in + spec.dim_out):
+        for piece in _pieces(rows.reduced, _finished_values(spec)):
             z[piece] = layer.finish(self._inputs(operation, piece), rows.reduced[piece])
 
     def finish_backward(self, operation: Transform, *, has_epilogue: bool) -> None:
@@ -183,7 +184,7 @@ class Merging:
         if operation.query_target:
             self._buffer(operation.query_target)[:own].zero_()
         if spec.finishes:
-            for piece in _pieces(gradient, spec.dim_in + spec.dim_out):
+            for piece in _pieces(gradient, _finished_values(spec)):
                 self._differentiate_finish(operation, piece, gradient[piece], parameters)
         activated = operation.aggregated == operation.output
         layer.prepare_backward(replace(self._rows(operation), kept_share=1.0 - spec.dropout if activated else None))
@@ -248,6 +249,11 @@ def _pieces(rows: Tensor, width: int) -> Iterator[slice]:
     step = max(1, PIECE_VALUES // max(width, 1))
     for start in range(0, len(rows), step):
         yield slice(start, min(start + step, len(rows)))
+
+
+def _finished_values(spec: LayerSpec) -> int:
+    """Values of one row that `finish` holds at a time, or so."""
+    return max(spec.dim_in, spec.reduced_dim) + spec.dim_out
 
 
 def _copy(target: Tensor, value: Tensor | None) -> None:

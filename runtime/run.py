@@ -33,8 +33,10 @@ from halocast.runtime.launch import HostSpec, RankFailure, launch_local
 from halocast.runtime.launch_context import LaunchContext
 from halocast.runtime.memory_limit import human_size, limits_here, oom_kills
 from halocast.runtime.models.blockwise import BlockwiseLayer
+from halocast.runtime.models.edge_options import EdgeShape
 from halocast.runtime.models.layers import LinearAggregation
 from halocast.runtime.models.registry import check_layer, shapes_alone
+from halocast.runtime.models.shapes import built_in_specs
 from halocast.runtime.out_of_memory import OutOfMemoryError, describe_cap, is_out_of_memory, out_of_memory
 from halocast.runtime.planned import plan_of
 from halocast.runtime.programs.holdings import ADAM, holdings
@@ -96,9 +98,10 @@ def train(
 
 
 def _shards_of(config: RunConfig, emit: Emit) -> ShardSet:
-    """The run's shards; raises OutOfMemoryError where there is no room for the whole graph, which this takes."""
+    """The run's shards; raises OutOfMemoryError where there is no room for the whole graph, which this takes, MisuseError
+    where the layers want more of its edges than these have."""
     try:
-        return find_shards(config, lambda text: emit({"event": "step", "text": text}))
+        shards = find_shards(config, lambda text: emit({"event": "step", "text": text}))
     except (MemoryError, RuntimeError, OSError) as error:
         if not is_out_of_memory(error):
             raise
@@ -106,6 +109,8 @@ def _shards_of(config: RunConfig, emit: Emit) -> ShardSet:
             f"loading and cutting '{config.graph}' {out_of_memory(error)}; one process holds the whole graph for it: "
             "lift the cap, or give it a machine with more memory"
         ) from error
+    built_in_specs(config.model, int(shards.graph["feature_dim"]), int(shards.graph["classes"]), EdgeShape.of(shards.graph))
+    return shards
 
 
 def train_as_rank(
@@ -207,7 +212,7 @@ def check(config: RunConfig) -> HostSpec:
 def _check_method(config: RunConfig) -> None:
     method = config.method
     model = config.model
-    layer = check_layer(model.layer, model.hidden, model.hidden, model.options, last=model.layers == 1)
+    layer = check_layer(model.layer, model.hidden, model.hidden, model.options, last=model.layers == 1, edges=None)
     if method.name == "sar" and not issubclass(layer, LinearAggregation | BlockwiseLayer):
         raise MisuseError(
             f"method sar visits one part after another, and model.layer '{model.layer}' wants all its neighbours at "
@@ -365,11 +370,13 @@ class RankEstimate:
     exchange_per_epoch: int
     reduce_per_epoch: int
     edge_data: int = 0
-    """Edge features and types, mapped from the disk; not in `memory`, since only layers that use them load them."""
+    """Edge features and types, mapped from the disk."""
+    loaded_edge_data: int = 0
+    """What layers that use them make of them in memory; 0 for all other layers."""
 
     @property
     def memory(self) -> int:
-        return self.structure + self.features + self.buffers + self.parameters
+        return self.structure + self.features + self.buffers + self.parameters + self.loaded_edge_data
 
 
 def estimate(config: RunConfig, report: Callable[[str], None] = lambda text: None) -> list[RankEstimate]:
@@ -397,7 +404,7 @@ def estimate_of_shards(config: RunConfig, shards: ShardSet) -> list[RankEstimate
     """The same of shards that are there."""
     graph = shards.graph
     with shapes_alone(config.model.layer):
-        network = build_network(config, int(graph["feature_dim"]), int(graph["classes"]))
+        network = build_network(config, int(graph["feature_dim"]), int(graph["classes"]), EdgeShape.of(graph))
     method = find_method(config.method.name)
     estimates = []
     for rank in range(shards.parts):
@@ -416,6 +423,7 @@ def estimate_of_shards(config: RunConfig, shards: ShardSet) -> list[RankEstimate
                 exchange_per_epoch=summary.exchange_bytes,
                 reduce_per_epoch=summary.reduce_bytes,
                 edge_data=_edge_bytes(view),
+                loaded_edge_data=held.edge_data,
             )
         )
     return estimates

@@ -37,6 +37,7 @@ from halocast.runtime.features import FeatureRows, aggregated_features, raw_feat
 from halocast.runtime.graph.shard import Shard, ShardSet
 from halocast.runtime.launch_context import detect_launch_environment
 from halocast.runtime.metrics import SPLITS
+from halocast.runtime.models.edge_options import NO_EDGE_DATA, EdgeShape
 from halocast.runtime.models.layers import LinearAggregation
 from halocast.runtime.models.network import GraphNetwork, NetworkShape
 from halocast.runtime.programs import METHODS
@@ -76,10 +77,10 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def build_network(config: RunConfig, dim_in: int, classes: int) -> GraphNetwork:
-    """The run's network with its initial parameters, the same on every rank."""
+def build_network(config: RunConfig, dim_in: int, classes: int, edges: EdgeShape = NO_EDGE_DATA) -> GraphNetwork:
+    """The run's network with its initial parameters, the same on every rank. edges: what the graph's edges carry."""
     shape = NetworkShape(**config.model.model_dump())
-    return GraphNetwork(shape, dim_in, classes, seed=config.seed, dtype=getattr(torch, config.dtype))
+    return GraphNetwork(shape, dim_in, classes, seed=config.seed, dtype=getattr(torch, config.dtype), edges=edges)
 
 
 def build_view(config: RunConfig, network: GraphNetwork, shards: ShardSet, rank: int) -> RankView:
@@ -187,8 +188,8 @@ def build_session(
     dtype = getattr(torch, config.dtype)
     shard = shards.open(transport.rank)
     on_step("opening the shard")
-    adjacency = Adjacency(shard, device)
-    network = build_network(config, int(graph["feature_dim"]), int(graph["classes"])).to(device)
+    network = build_network(config, int(graph["feature_dim"]), int(graph["classes"]), EdgeShape.of(graph)).to(device)
+    adjacency = Adjacency(shard, device, network.edge_use(dtype))
     method = find_method(config.method.name)
     view = build_view(config, network, shards, transport.rank)
     on_step("aggregating features")

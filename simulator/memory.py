@@ -68,7 +68,7 @@ def memory_terms(view: RankView, method: str, epoch: Sequence[Operation] | None 
 
 
 def static_bytes(view: RankView, method: str) -> int:
-    """Bytes of what a rank loads once: adjacency, features, labels, parameters and their optimiser state."""
+    """Bytes of what a rank loads once: adjacency, edge data, features, labels, parameters and their optimiser state."""
     return holdings(view, METHODS[method]).total
 
 

@@ -11,9 +11,33 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from halocast.runtime.graph.graph import Graph
 from tests.reference import philox_words
 
 ATTENTION_PURPOSE = 5
+
+
+@dataclass(frozen=True)
+class DenseEdges:
+    """What edges carry; entry (i, j) is the message from j to i."""
+
+    features: Tensor
+    """[nodes, nodes, E], zeros where there is no edge."""
+    types: Tensor
+    """[nodes, nodes], −1 where there is no edge."""
+    relations: tuple[str, ...]
+
+    @classmethod
+    def of(cls, graph: Graph, dtype: torch.dtype) -> DenseEdges:
+        rows = np.repeat(np.arange(graph.nodes), np.diff(graph.indptr))
+        dim = 0 if graph.edge_features is None else graph.edge_features.shape[1]
+        features = torch.zeros(graph.nodes, graph.nodes, dim, dtype=dtype)
+        types = torch.full((graph.nodes, graph.nodes), -1)
+        if graph.edge_features is not None:
+            features[rows, graph.indices] = torch.from_numpy(graph.edge_features).to(dtype)
+        if graph.edge_types is not None:
+            types[rows, graph.indices] = torch.from_numpy(graph.edge_types).long()
+        return cls(features, types, graph.relations)
 
 
 @dataclass(frozen=True)
@@ -22,6 +46,7 @@ class Surroundings:
 
     adjacency: Tensor
     """[nodes, nodes] of zeros and ones; row i has i's neighbours."""
+    edges: DenseEdges
     options: Mapping[str, Any]
     seed: int
     epoch: int
@@ -31,7 +56,7 @@ class Surroundings:
 
 def dense_layer(name: str, h: Tensor, parameters: Mapping[str, Tensor], around: Surroundings) -> Tensor:
     """The layer's pre-activation [nodes, dim_out]."""
-    kinds = {"gat": _gat, "gatv2": _gat, "sage-max": _sage_max, "gin": _gin, "gcn": _gcn, "sage": _sage}
+    kinds = {"gat": _gat, "gatv2": _gat, "sage-max": _sage_max, "gin": _gin, "gcn": _gcn, "sage": _sage, "rgcn": _rgcn}
     return kinds.get(name, _own_message)(name, h, parameters, around) + parameters["bias"]
 
 
@@ -53,7 +78,11 @@ def _gat(name: str, h: Tensor, parameters: Mapping[str, Tensor], around: Surroun
     if name == "gat":
         source = (values * parameters["source_attention"]).sum(-1)
         target = (values * parameters["target_attention"]).sum(-1)
-        logits = functional.leaky_relu(target[:, None] + source[None, :], slope)
+        sums = target[:, None] + source[None, :]
+        if options.get("edge_features", False):
+            of_edges = (around.edges.features @ parameters["edge_weight"]).view(nodes, nodes, heads, -1)
+            sums = sums + (of_edges * parameters["edge_attention"]).sum(-1)
+        logits = functional.leaky_relu(sums, slope)
     else:
         targets = (h @ parameters["target_weight"]).view(nodes, heads, -1)
         logits = (functional.leaky_relu(targets[:, None] + values[None, :], slope) * parameters["attention"]).sum(-1)
@@ -84,6 +113,19 @@ def _gin(name: str, h: Tensor, parameters: Mapping[str, Tensor], around: Surroun
     return (total @ parameters["weight"] + parameters["inner_bias"]).relu() @ parameters["outer_weight"]
 
 
+def _rgcn(name: str, h: Tensor, parameters: Mapping[str, Tensor], around: Surroundings) -> Tensor:
+    z = h @ parameters["self_weight"]
+    for place, relation in enumerate(around.options.get("relations", around.edges.relations)):
+        if "coefficients" in parameters:
+            shares = zip(parameters["coefficients"][place], parameters["weight"], strict=True)
+            weight = torch.stack([share * base for share, base in shares]).sum(0)
+        else:
+            weight = parameters["weight"][place]
+        neighbours = (around.edges.types == around.edges.relations.index(relation)).to(h.dtype)
+        z = z + (neighbours @ h / neighbours.sum(1, keepdim=True).clamp(min=1.0)) @ weight
+    return z
+
+
 def _own_message(name: str, h: Tensor, parameters: Mapping[str, Tensor], around: Surroundings) -> Tensor:
     """`tests.support.messages.Gated`: Σ_j σ(h_j G + h_i T) · (h_j M), or its mean."""
     gate = torch.sigmoid((h @ parameters["gate"])[None, :] + (h @ parameters["target_gate"])[:, None])
@@ -101,6 +143,7 @@ def dense_epoch(
     labels: Tensor,
     train_mask: Tensor,
     adjacency: Tensor,
+    edges: DenseEdges,
     *,
     options: Mapping[str, Any],
     dropout: float,
@@ -113,7 +156,7 @@ def dense_epoch(
     hidden = features
     last = len(parameters) - 1
     for index, layer in enumerate(parameters):
-        around = Surroundings(adjacency, options, seed, epoch, index, last=index == last)
+        around = Surroundings(adjacency, edges, options, seed, epoch, index, last=index == last)
         z = dense_layer(name, hidden, layer, around)
         if residual and index > 0 and z.shape[1] == hidden.shape[1]:
             z = z + hidden

@@ -151,6 +151,7 @@ class Merge(Operation):
     context: str = field(default="", compare=False)  # what own rows bring to every block of the backward pass
     target: str = field(default="", compare=False)  # gradient of the messages; may be `messages` itself
     query_target: str = field(default="", compare=False)  # gradient of the queries, added to
+    entries: str = field(default="", compare=False)  # what merging makes of the block's edges, while it lasts
     in_place: bool = field(default=True, compare=False)  # the block is a part of a buffer of all rows; False: all of one
     accumulate: bool = field(default=False, compare=False)  # add to `target`
     labelled: bool = field(default=False, compare=False)  # only the peer's first rows, those beside a labelled one

@@ -84,11 +84,22 @@ class LayerSpec:
     """Theirs, a row."""
     merge_flops: int = 0
     """An entry's."""
+    edge_dim: int = 0
+    """Features of an entry that merging reads."""
+    entry_dim: int = 0
+    """Values that merging makes of an entry's features, for one block at a time; backward their gradients besides."""
+    relations: int = 0
+    """Relations whose entries merge apart from each other."""
 
     @property
     def is_blockwise(self) -> bool:
         """Whether the layer meets its neighbours' messages block by block, in any order."""
         return bool(self.reduction)
+
+    @property
+    def uses_edge_data(self) -> bool:
+        """Whether merging reads more of an entry than its two ends."""
+        return self.edge_dim > 0 or self.relations > 0
 
     @property
     def reads_plain_inputs(self) -> bool:

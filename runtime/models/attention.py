@@ -19,10 +19,12 @@ from halocast.runtime.attention_types import (
     GatLogits,
     Gatv2Gradients,
     Gatv2Logits,
+    Gradients,
     Logits,
 )
 from halocast.runtime.block_edges import BlockEdges
 from halocast.runtime.models.blockwise import BlockwiseLayer, MergingRows
+from halocast.runtime.models.edge_options import NO_EDGE_DATA, EdgeShape, attention_edge_dim
 from halocast.runtime.models.layers import glorot
 from halocast.runtime.models.shapes import attention_shape
 
@@ -43,17 +45,21 @@ class _Attention(BlockwiseLayer):
         slope: float = 0.2,
         attention_dropout: float = 0.0,
         self_loops: bool = True,
+        edge_features: bool = False,
+        edges: EdgeShape | None = NO_EDGE_DATA,
     ) -> None:
         """average: each head is as wide as the output, which is their mean. self_loops: a row attends to itself as well.
+        edge_features: logits depend on those of edges, a row's own edge having zeros.
 
-        Raises MisuseError for heads that do not divide the width, and numbers out of range.
+        Raises MisuseError for heads that do not divide the width, numbers out of range, and edge features that are not there.
         """
         super().__init__()
         if not 0.0 <= attention_dropout < 1.0:
             raise MisuseError(f"model.options.attention_dropout = {attention_dropout} is out of range; allowed: 0 to below 1")
         if not 0.0 <= slope <= 1.0:
             raise MisuseError(f"model.options.slope = {slope} is out of range; allowed: 0 to 1")
-        self._shape = attention_shape(self.name, dim_in, dim_out, heads=heads, average=average)
+        self.edge_dim = attention_edge_dim(self.name, edge_features, edges)
+        self._shape = attention_shape(self.name, dim_in, dim_out, heads=heads, average=average, edge_dim=self.edge_dim)
         self.heads, self.average, self.slope = heads, average and heads > 1, slope
         self.attention_dropout, self.self_loop = attention_dropout, self_loops
         self.head_dim = dim_out if average else dim_out // heads
@@ -79,6 +85,7 @@ class _Attention(BlockwiseLayer):
     def merge(self, block: BlockEdges, messages: Tensor, rows: MergingRows, stream: kernels.Stream | None) -> None:
         values, logits = self._inputs(block, messages, rows)
         dropout = self._dropout(block, stream)
+        logits = self._with_edges(logits, block, rows)
         attention_kernels.attend(block.edges, self._state(rows, block.targets), values, logits, dropout=dropout)
 
     def conclude(self, rows: MergingRows) -> None:
@@ -111,16 +118,18 @@ class _Attention(BlockwiseLayer):
         assert messages is not None
         assert target is not None
         values, logits = self._inputs(block, messages, rows)
+        gradients = self._gradients(block, target, rows, parameter_gradient)
         attention_kernels.attend_backward(
             block.edges,
             rows.context[block.targets],
             rows.gradient[block.targets],
             values,
-            logits,
-            self._gradients(target, rows.query_gradient[block.targets], parameter_gradient),
+            self._with_edges(logits, block, rows),
+            gradients,
             dropout=self._dropout(block, stream),
             accumulate=accumulate,
         )
+        self._edge_gradients(block, gradients, parameter_gradient)
 
     def _inputs(self, block: BlockEdges, messages: Tensor, rows: MergingRows) -> tuple[Tensor, Logits]:
         return messages[:, : self.width], self._logits(messages[:, self.width :], rows.queries[block.targets])
@@ -141,15 +150,26 @@ class _Attention(BlockwiseLayer):
 
     @abstractmethod
     def _gradients(
-        self, target: Tensor, query_gradient: Tensor, parameter_gradient: Callable[[nn.Parameter], Tensor]
-    ) -> GatGradients | Gatv2Gradients:
+        self, block: BlockEdges, target: Tensor, rows: MergingRows, parameter_gradient: Callable[[nn.Parameter], Tensor]
+    ) -> Gradients:
         """Where the gradients of a block go."""
+
+    def _with_edges(self, logits: Logits, block: BlockEdges, rows: MergingRows) -> Logits:
+        """The logits of a block with what its edges add to them."""
+        return logits
+
+    def _edge_gradients(
+        self, block: BlockEdges, gradients: Gradients, parameter_gradient: Callable[[nn.Parameter], Tensor]
+    ) -> None:
+        """Add to the gradients of parameters that edges meet."""
 
 
 class GAT(_Attention):
-    """``l_ij = leaky_relu(a_s · W h_j + a_t · W h_i)``. Source: Veličković et al., ICLR 2018, equations 1 to 6.
+    """``l_ij = leaky_relu(a_s · W h_j + a_t · W h_i [+ a_e · W_e f_ij])``. Source: Veličković et al., ICLR 2018, equations 1 to
+    6; with edge features f_ij as PyG's GATConv and DGL's EdgeGATConv have them (there values are the neighbours' alone too).
 
-    Half-logits are columns of the projection, ``h (W a)``, and travel behind the values: one message a row.
+    Half-logits are columns of the projection, ``h (W a)``, and travel behind the values: one message a row. Edge features
+    never travel; ``f (W_e a_e)`` is made block by block, [entries, heads].
     """
 
     name = "gat"
@@ -159,6 +179,9 @@ class GAT(_Attention):
         self.weight = nn.Parameter(glorot(dim_in, self.width))
         self.source_attention = nn.Parameter(glorot(self.heads, self.head_dim))
         self.target_attention = nn.Parameter(glorot(self.heads, self.head_dim))
+        if self.edge_dim:
+            self.edge_weight = nn.Parameter(glorot(self.edge_dim, self.width))
+            self.edge_attention = nn.Parameter(glorot(self.heads, self.head_dim))
 
     def projection(self) -> Tensor:
         by_head = self.weight.view(-1, self.heads, self.head_dim)
@@ -169,9 +192,37 @@ class GAT(_Attention):
         return GatLogits(packed, queries, slope=self.slope)
 
     def _gradients(
-        self, target: Tensor, query_gradient: Tensor, parameter_gradient: Callable[[nn.Parameter], Tensor]
+        self, block: BlockEdges, target: Tensor, rows: MergingRows, parameter_gradient: Callable[[nn.Parameter], Tensor]
     ) -> GatGradients:
-        return GatGradients(target[:, : self.width], target[:, self.width :], query_gradient)
+        to_values, to_source = target[:, : self.width], target[:, self.width :]
+        of_edges = None
+        if block.features is not None and self.edge_dim:
+            of_edges = rows.entries[len(rows.entries) // 2 :][: len(block.features)]
+        return GatGradients(to_values, to_source, rows.query_gradient[block.targets], of_edges)
+
+    def _with_edges(self, logits: Logits, block: BlockEdges, rows: MergingRows) -> Logits:
+        if not self.edge_dim:
+            return logits
+        assert isinstance(logits, GatLogits)
+        assert block.features is not None
+        edge = rows.entries[: len(block.features)]
+        torch.mm(block.features, (self._edges_by_head() * self.edge_attention).sum(-1), out=edge)
+        return replace(logits, edge=edge)
+
+    def _edge_gradients(
+        self, block: BlockEdges, gradients: Gradients, parameter_gradient: Callable[[nn.Parameter], Tensor]
+    ) -> None:
+        if not self.edge_dim:
+            return
+        assert isinstance(gradients, GatGradients)
+        assert gradients.edge is not None
+        assert block.features is not None
+        found = (block.features.t() @ gradients.edge)[..., None]  # of W_e a_e, [E, heads, 1]
+        parameter_gradient(self.edge_weight).view(self._edges_by_head().shape).add_(found * self.edge_attention)
+        parameter_gradient(self.edge_attention).add_((found * self._edges_by_head()).sum(0))
+
+    def _edges_by_head(self) -> Tensor:
+        return self.edge_weight.view(-1, self.heads, self.head_dim)
 
 
 class GATv2(_Attention):
@@ -192,6 +243,6 @@ class GATv2(_Attention):
         return Gatv2Logits(queries, self.attention.data, self.slope)
 
     def _gradients(
-        self, target: Tensor, query_gradient: Tensor, parameter_gradient: Callable[[nn.Parameter], Tensor]
+        self, block: BlockEdges, target: Tensor, rows: MergingRows, parameter_gradient: Callable[[nn.Parameter], Tensor]
     ) -> Gatv2Gradients:
-        return Gatv2Gradients(target, query_gradient, parameter_gradient(self.attention))
+        return Gatv2Gradients(target, rows.query_gradient[block.targets], parameter_gradient(self.attention))

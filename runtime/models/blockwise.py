@@ -47,6 +47,8 @@ class MergingRows:
     """Where `reduced` holds ``relu(merged + bias)`` by now, dropped out and scaled by 1 / share: the share. Else None."""
     query_gradient: Tensor = NOTHING
     """[own, query_dim] added to by every block."""
+    entries: Tensor = NOTHING
+    """[entries, entry_dim] room for what merging makes of the block's edges, [2 · entries, entry_dim] going backward."""
 
 
 class BlockwiseLayer(GraphLayer):
@@ -54,6 +56,8 @@ class BlockwiseLayer(GraphLayer):
 
     bias: nn.Parameter | None
     """Added after `finish` by the runtime; may be None."""
+    relation_types: tuple[int, ...] = ()
+    """Types of the relations that its blocks tell apart, as many as its shape has `relations`."""
 
     def shape(self) -> dict[str, Any]:
         """The fields of `LayerSpec` from `reduction` on."""

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from halocast.runtime.edge_data import EdgeUse
 from halocast.runtime.models.blockwise import BlockwiseLayer
+from halocast.runtime.models.edge_options import NO_EDGE_DATA, EdgeShape
 from halocast.runtime.models.layers import LinearAggregation
 from halocast.runtime.models.registry import build_layer
 from halocast.runtime.models.shapes import layer_spec
@@ -35,15 +37,24 @@ class NetworkShape:
 class GraphNetwork(nn.Module):
     """Parameters and shapes of the whole model; the executor runs it operation by operation."""
 
-    def __init__(self, shape: NetworkShape, dim_in: int, classes: int, *, seed: int, dtype: torch.dtype) -> None:
-        """The same seed gives the same parameters on every rank."""
+    def __init__(
+        self,
+        shape: NetworkShape,
+        dim_in: int,
+        classes: int,
+        *,
+        seed: int,
+        dtype: torch.dtype,
+        edges: EdgeShape = NO_EDGE_DATA,
+    ) -> None:
+        """The same seed gives the same parameters on every rank. edges: what the graph's edges carry."""
         super().__init__()
         self.shape = shape
         widths = [dim_in, *[shape.hidden] * (shape.layers - 1), classes]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.layers = nn.ModuleList(
-                build_layer(shape.layer, width_in, width_out, shape.options, last=index == shape.layers - 1)
+                build_layer(shape.layer, width_in, width_out, shape.options, last=index == shape.layers - 1, edges=edges)
                 for index, (width_in, width_out) in enumerate(pairwise(widths))
             )
         hidden = range(shape.layers - 1)
@@ -67,6 +78,12 @@ class GraphNetwork(nn.Module):
         norms = self.norms[index : index + 1]
         parameters = [*self.layers[index].parameters(), *norms.parameters()]
         return [parameter for parameter in parameters if parameter.requires_grad]
+
+    def edge_use(self, dtype: torch.dtype) -> EdgeUse:
+        """What the layers read of edge data; all are of one kind."""
+        first = self.layers[0]
+        relations = first.relation_types if isinstance(first, BlockwiseLayer) else ()
+        return EdgeUse(dtype, self._spec(0).edge_dim > 0, relations)
 
     def specs(self) -> tuple[LayerSpec, ...]:
         """The shapes as programs see them."""

@@ -12,8 +12,10 @@ from torch import nn
 
 from halocast.errors import MisuseError, nearest
 from halocast.runtime.models.attention import GAT, GATv2
+from halocast.runtime.models.edge_options import NO_EDGE_DATA, EdgeShape
 from halocast.runtime.models.layers import GCN, GraphSAGE, PyGLayer
 from halocast.runtime.models.reductions import GIN, GraphSAGEMax
+from halocast.runtime.models.relational import RGCN
 from halocast.runtime.models.shapes import ATTENTION
 
 BUILT_IN: dict[str, type[nn.Module]] = {
@@ -23,19 +25,31 @@ BUILT_IN: dict[str, type[nn.Module]] = {
     "gin": GIN,
     "gat": GAT,
     "gatv2": GATv2,
+    "rgcn": RGCN,
 }
 """By the name that ``--model`` takes."""
+MEETING_EDGES = {"gat", "gatv2", "rgcn"}
+"""Those that are told what the graph's edges carry."""
 
 
-def build_layer(name: str, dim_in: int, dim_out: int, options: dict[str, Any], *, last: bool = False) -> nn.Module:
+def build_layer(
+    name: str,
+    dim_in: int,
+    dim_out: int,
+    options: dict[str, Any],
+    *,
+    last: bool = False,
+    edges: EdgeShape | None = NO_EDGE_DATA,
+) -> nn.Module:
     """A built-in layer by name, or ``package.module:Class`` called as ``Class(dim_in, dim_out, **options)``.
 
-    last: it is the network's last layer. Raises MisuseError for an unknown name, a module that does not import, or options
-    the class does not take.
+    last: it is the network's last layer. edges: what the graph's edges carry; None: whatever the layer wants. Raises
+    MisuseError for an unknown name, a module that does not import, or options the class does not take.
     """
     if name in BUILT_IN:
         _check_options(name, options)
-        return BUILT_IN[name](dim_in, dim_out, **({"average": last} if name in ATTENTION else {}), **options)
+        given = {**({"average": last} if name in ATTENTION else {}), **({"edges": edges} if name in MEETING_EDGES else {})}
+        return BUILT_IN[name](dim_in, dim_out, **given, **options)
     if ":" not in name:
         raise MisuseError(f"unknown layer '{name}'{nearest(name, BUILT_IN)} (or your own, as package.module:Class)")
     module_name, _, class_name = name.partition(":")
@@ -60,10 +74,18 @@ def build_layer(name: str, dim_in: int, dim_out: int, options: dict[str, Any], *
     return PyGLayer(layer)
 
 
-def check_layer(name: str, dim_in: int, dim_out: int, options: dict[str, Any], *, last: bool = False) -> type[nn.Module]:
+def check_layer(
+    name: str,
+    dim_in: int,
+    dim_out: int,
+    options: dict[str, Any],
+    *,
+    last: bool = False,
+    edges: EdgeShape | None = NO_EDGE_DATA,
+) -> type[nn.Module]:
     """The type of what `build_layer` gives; raises what it raises. A built-in layer takes no memory."""
     with shapes_alone(name):
-        return type(build_layer(name, dim_in, dim_out, options, last=last))
+        return type(build_layer(name, dim_in, dim_out, options, last=last, edges=edges))
 
 
 def shapes_alone(name: str) -> AbstractContextManager[object]:
@@ -75,7 +97,7 @@ def shapes_alone(name: str) -> AbstractContextManager[object]:
 
 
 def _check_options(name: str, options: dict[str, Any]) -> None:
-    allowed = [key for key in _options(BUILT_IN[name]) if key != "average"]
+    allowed = [key for key in _options(BUILT_IN[name]) if key not in ("average", "edges")]
     for key in options:
         if not allowed:
             raise MisuseError(f"model.options: layer '{name}' takes no options, got {', '.join(sorted(options))}")

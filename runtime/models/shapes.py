@@ -10,6 +10,7 @@ from typing import Any
 
 from halocast.errors import MisuseError
 from halocast.runtime.config import ModelConfig
+from halocast.runtime.models.edge_options import NO_EDGE_DATA, EdgeShape, attention_edge_dim, chosen_bases, chosen_relations
 from halocast.traces.workload import LayerSpec
 
 SELF_LOOP = {"gcn": True, "sage": False}
@@ -21,15 +22,20 @@ HEADS = 4
 """Of attention, where the run does not say."""
 
 
-def built_in_specs(model: ModelConfig, dim_in: int, classes: int) -> tuple[LayerSpec, ...] | None:
-    """What `GraphNetwork.specs` gives for a model of built-in layers; None for a layer of one's own."""
+def built_in_specs(
+    model: ModelConfig, dim_in: int, classes: int, edges: EdgeShape = NO_EDGE_DATA
+) -> tuple[LayerSpec, ...] | None:
+    """What `GraphNetwork.specs` gives for a model of built-in layers; None for a layer of one's own.
+
+    edges: what the graph's edges carry, by default nothing. Raises MisuseError for layers that want more than that.
+    """
     if model.layer not in LAYERS:
         return None
     widths = [dim_in, *[model.hidden] * (model.layers - 1), classes]
     specs = []
     for index, (width_in, width_out) in enumerate(pairwise(widths)):
         last = index == model.layers - 1
-        fields, parameters = LAYERS[model.layer](width_in, width_out, model.options, last)
+        fields, parameters = LAYERS[model.layer](width_in, width_out, model.options, last, edges)
         specs.append(
             layer_spec(
                 width_in,
@@ -73,8 +79,10 @@ def layer_spec(
     return spec
 
 
-def attention_shape(name: str, dim_in: int, dim_out: int, *, heads: int, average: bool) -> dict[str, Any]:
+def attention_shape(name: str, dim_in: int, dim_out: int, *, heads: int, average: bool, edge_dim: int = 0) -> dict[str, Any]:
     """Attention's fields of `LayerSpec`: values and half-logits travel together, maximum and sum are kept by head.
+
+    Edge features stay where their edge ends: each block's make a logit a head, which lasts as long as the block.
 
     Raises MisuseError for heads that do not divide the width.
     """
@@ -99,11 +107,13 @@ def attention_shape(name: str, dim_in: int, dim_out: int, *, heads: int, average
         "state_dim": 2 * heads,
         "context_dim": 4 * heads,
         "refetches": True,
-        "merge_parameters": second,
+        "merge_parameters": second or edge_dim > 0,
         "backward_reads_output": True,
         "finishes": average and heads > 1,
         "finish_flops": width if average and heads > 1 else 0,
-        "merge_flops": 4 * width if second else 2 * width + 8 * heads,
+        "merge_flops": 4 * width if second else 2 * width + 8 * heads + 2 * edge_dim * heads,
+        "edge_dim": edge_dim,
+        "entry_dim": heads if edge_dim else 0,
     }
 
 
@@ -140,37 +150,65 @@ def sum_shape(dim_in: int, dim_out: int) -> dict[str, Any]:
     }
 
 
+def relational_shape(dim_in: int, dim_out: int, *, relations: int) -> dict[str, Any]:
+    """R-GCN's fields of `LayerSpec`: plain rows travel and are averaged by relation, relations side by side."""
+    return {
+        "linear_aggregation": False,
+        "bias": True,
+        "reduction": "mean by relation",
+        "message_dim": dim_in,
+        "reduced_dim": relations * dim_in,
+        "finishes": True,
+        "finish_reads_inputs": True,
+        "finish_flops": 2 * (relations + 1) * dim_in * dim_out,
+        "merge_flops": 2 * dim_in,
+        "relations": relations,
+    }
+
+
 Fields = tuple[dict[str, Any], int]
 """A layer's own fields of `LayerSpec`, and how many parameters it has."""
 
 
-def _linear(name: str, dim_in: int, dim_out: int, options: Mapping[str, Any], last: bool) -> Fields:
+def _linear(name: str, dim_in: int, dim_out: int, options: Mapping[str, Any], last: bool, edges: EdgeShape | None) -> Fields:
     matrices = 2 if SELF_WEIGHT[name] else 1
     fields = {"self_loop": SELF_LOOP[name], "self_weight": SELF_WEIGHT[name]}
     return fields, matrices * dim_in * dim_out + dim_out
 
 
-def _attention(name: str, dim_in: int, dim_out: int, options: Mapping[str, Any], last: bool) -> Fields:
-    fields = attention_shape(name, dim_in, dim_out, heads=options.get("heads", HEADS), average=last)
+def _attention(name: str, dim_in: int, dim_out: int, options: Mapping[str, Any], last: bool, edges: EdgeShape | None) -> Fields:
+    edge_dim = attention_edge_dim(name, options.get("edge_features", False), edges)
+    fields = attention_shape(name, dim_in, dim_out, heads=options.get("heads", HEADS), average=last, edge_dim=edge_dim)
     fields["self_loop"] = bool(options.get("self_loops", True))
     width = fields["reduced_dim"]
-    return fields, (dim_in * width + 2 * width if name == "gat" else 2 * dim_in * width + width) + dim_out
+    of_edges = (edge_dim + 1) * width if edge_dim else 0
+    return fields, (dim_in * width + 2 * width + of_edges if name == "gat" else 2 * dim_in * width + width) + dim_out
 
 
-def _maximum(dim_in: int, dim_out: int, options: Mapping[str, Any], last: bool) -> Fields:
+def _maximum(dim_in: int, dim_out: int, options: Mapping[str, Any], last: bool, edges: EdgeShape | None) -> Fields:
     return maximum_shape(dim_in, dim_out), 2 * dim_in * dim_out + dim_out
 
 
-def _sum(dim_in: int, dim_out: int, options: Mapping[str, Any], last: bool) -> Fields:
+def _sum(dim_in: int, dim_out: int, options: Mapping[str, Any], last: bool, edges: EdgeShape | None) -> Fields:
     return sum_shape(dim_in, dim_out), dim_in * dim_out + dim_out * dim_out + 2 * dim_out + 1
 
 
-LAYERS: dict[str, Callable[[int, int, Mapping[str, Any], bool], Fields]] = {
+def _relational(dim_in: int, dim_out: int, options: Mapping[str, Any], last: bool, edges: EdgeShape | None) -> Fields:
+    relations = len(chosen_relations(options.get("relations"), edges))
+    bases = chosen_bases(options.get("bases"))
+    matrices = relations if bases is None else bases
+    coefficients = 0 if bases is None else relations * bases
+    parameters = (matrices + 1) * dim_in * dim_out + coefficients + dim_out
+    return relational_shape(dim_in, dim_out, relations=relations), parameters
+
+
+LAYERS: dict[str, Callable[[int, int, Mapping[str, Any], bool, EdgeShape | None], Fields]] = {
     "gcn": partial(_linear, "gcn"),
     "sage": partial(_linear, "sage"),
     "sage-max": _maximum,
     "gin": _sum,
     "gat": partial(_attention, "gat"),
     "gatv2": partial(_attention, "gatv2"),
+    "rgcn": _relational,
 }
 """By the name that ``--model`` takes."""

@@ -330,16 +330,16 @@ class LayerProgram:
         """Merge the own block while the others' messages fly, then each peer's as they land."""
         flight = (yield from self.send_boundary(names.messages)) if self.schedule.sends_forward else None
         if self.view.overlap or not self.schedule.sends_forward:
-            yield merging.merge(self, FORWARD, names)
+            yield from merging.with_room(self, merging.merge(self, FORWARD, names))
         waits = self.schedule.sends_forward and self.view.overlap
         if self.schedule.sends_forward and not self.view.overlap:
             yield from self.receive_halo(flight)
-            yield merging.merge(self, FORWARD, names)
+            yield from merging.with_room(self, merging.merge(self, FORWARD, names))
         for peer in self.view.peers_in_ring_order:
             if waits:
                 yield from self.receive_halo_from(peer, flight)
             if self.view.part.halo_from[peer]:
-                yield merging.merge(self, FORWARD, names, peer)
+                yield from merging.with_room(self, merging.merge(self, FORWARD, names, peer))
         if waits:
             yield from self.release_wires(FORWARD)
 
@@ -349,14 +349,14 @@ class LayerProgram:
         labelled = self.schedule.sends_backward and self.schedule.labelled_only
         for peer in self.view.peers_in_ring_order:
             if rows[peer]:
-                yield merging.merge(self, BACKWARD, names, peer, labelled=labelled)
+                yield from merging.with_room(self, merging.merge(self, BACKWARD, names, peer, labelled=labelled))
         if not self.schedule.sends_backward:
-            yield merging.merge(self, BACKWARD, names)
+            yield from merging.with_room(self, merging.merge(self, BACKWARD, names))
             return
         flight = yield from self.send_halo_gradients(names.target)
         if not self.view.overlap:
             yield from self.wait_for_gradients(flight)
-        yield merging.merge(self, BACKWARD, names)
+        yield from merging.with_room(self, merging.merge(self, BACKWARD, names))
         yield from self.receive_boundary_gradients(flight, names.target)
 
     def free_after_evaluation(self) -> Steps:

@@ -30,10 +30,12 @@ class Holdings:
     features: int
     parameters: int
     """With their gradients and the optimiser's state."""
+    edge_data: int
+    """Of what layers that read it make of it, block by block."""
 
     @property
     def total(self) -> int:
-        return self.structure + self.features + self.parameters
+        return self.structure + self.features + self.parameters + self.edge_data
 
 
 def holdings(view: RankView, method: object, *, optimizer_states: int = ADAM) -> Holdings:
@@ -44,6 +46,7 @@ def holdings(view: RankView, method: object, *, optimizer_states: int = ADAM) ->
         structure=_structure(view) + _layers_own(view, schedules),
         features=_features(view, schedules[0], method),
         parameters=(2 + optimizer_states) * view.value_bytes * parameters,
+        edge_data=_edge_data(view, schedules),
     )
 
 
@@ -71,6 +74,28 @@ def _layers_own(view: RankView, schedules: tuple[LayerSchedule, ...]) -> int:
         for peer in _peers(view):
             share = part.labelled_halo_from[peer] / part.halo_from[peer]
             total += 2 * OFFSET * part.marginal + round(COLUMN * part.nnz_halo_from[peer] * share)
+    return total
+
+
+def _edge_data(view: RankView, schedules: tuple[LayerSchedule, ...]) -> int:
+    """What blocks of edges bring along; nothing where no layer reads any of it."""
+    part, value = view.part, view.value_bytes
+    inner = part.nnz_central + part.nnz_marginal - part.nnz_halo
+    total = 0
+    edge_dim = max(layer.edge_dim for layer in view.layers)
+    if edge_dim:  # the own block's structure is made anew; the others' entries by source get their places
+        entries = inner + (part.own if any(layer.self_loop for layer in view.layers) else 0)
+        total += edge_dim * value * (entries + part.nnz_halo) + OFFSET * part.nnz_halo
+        total += (2 * COLUMN + OFFSET) * entries + 2 * OFFSET * (part.own + 1)
+        if schedules[-1].labelled_only and schedules[-1].sends_backward:
+            for peer in _peers(view):
+                share = part.labelled_halo_from[peer] / part.halo_from[peer]
+                total += round((edge_dim * value + OFFSET) * part.nnz_halo_from[peer] * share)
+    relations = max(layer.relations for layer in view.layers)
+    if relations:  # each block by target and by source, and the shares of its targets
+        targets = part.own + len(_peers(view)) * part.marginal
+        offsets = relations * (targets + part.own + part.halo) + 2 * (1 + len(_peers(view)))
+        total += 2 * COLUMN * (inner + part.nnz_halo) + OFFSET * offsets + relations * value * targets
     return total
 
 

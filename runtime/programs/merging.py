@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from halocast.runtime.programs import batchnorm
-from halocast.traces.operations import Direction, Free, Merge, Part, Stage, Transform, Work
+from halocast.traces.operations import Direction, Free, Keep, Merge, Operation, Part, Stage, Transform, Work
 
 if TYPE_CHECKING:
     from halocast.runtime.programs.full import Backward, LayerProgram, Steps
@@ -180,8 +180,22 @@ def merge(layer: LayerProgram, direction: Direction, names: Names, peer: int = -
         gradient=names.gradient,
         context=names.context,
         query_target=names.query_target,
+        entries=f"{direction.value}_entries{layer.index}.{peer}" if spec.entry_dim else "",
         **options,
     )
+
+
+def with_room(layer: LayerProgram, operation: Operation) -> Steps:
+    """The operation, with memory for what it makes of a block's edges as long as it takes."""
+    if not isinstance(operation, Merge) or not operation.entries:
+        yield operation
+        return
+    rows = operation.work.nnz * (2 if operation.direction is BACKWARD else 1)
+    dim = layer.spec.entry_dim
+    work = Work(rows=rows, dim_out=dim, bytes_out=rows * dim * layer.view.value_bytes)
+    yield Keep(layer.index, operation.direction, work=work, name=operation.entries)
+    yield operation
+    yield Free(layer.index, operation.direction, name=operation.entries)
 
 
 def row_wise(

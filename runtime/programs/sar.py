@@ -141,7 +141,7 @@ class SequentialLayer(LayerProgram):
         flights: dict[int, Any] = {}
         for each in rounds[: self.depth]:
             flights[each.number] = yield from self.start_fetch(each, source)
-        yield own
+        yield from merging.with_room(self, own)
         for place, each in enumerate(rounds):
             if each.number not in flights:
                 flights[each.number] = yield from self.start_fetch(each, source)
@@ -152,7 +152,7 @@ class SequentialLayer(LayerProgram):
                 flights[ahead.number] = yield from self.start_fetch(ahead, source)
             yield from self.arrive(each.giver, each.incoming)
             if each.incoming:
-                yield visit(each, self.block(FORWARD, each.giver))
+                yield from merging.with_room(self, visit(each, self.block(FORWARD, each.giver)))
             if each.taker != each.giver or not each.incoming:
                 yield from self.wait_for(FORWARD, each.taker, each.outgoing, flight)
             if not keeps_blocks:
@@ -224,7 +224,7 @@ class SequentialLayer(LayerProgram):
             )
 
         def own() -> Steps:
-            yield merging.merge(self, BACKWARD, names)
+            yield from merging.with_room(self, merging.merge(self, BACKWARD, names))
 
         yield from self.push_blocks(own(), gradient, names.target)
 
@@ -237,12 +237,12 @@ class SequentialLayer(LayerProgram):
         if fetches:
             for each in rounds[: self.depth]:
                 flights[each.number] = yield from self.start_fetch(each.mirrored, names.messages, AGAIN)
-        yield merging.merge(self, BACKWARD, names)
+        yield from merging.with_room(self, merging.merge(self, BACKWARD, names))
         for place, each in enumerate(rounds):
             if fetches:
                 yield from self.await_again(rounds, place, flights, names)
             if each.outgoing:
-                yield self.turn_into_gradient(names, each)
+                yield from merging.with_room(self, self.turn_into_gradient(names, each))
             if fetches:
                 if each.taker != each.giver or not each.outgoing:
                     yield from self.wait_for(FORWARD, each.giver, each.incoming, flights[each.number])
@@ -346,7 +346,7 @@ class SequentialLayer(LayerProgram):
         block = self.gradient_block(each.taker)
         yield self.keep_block(BACKWARD, each.outgoing, block)
         if each.outgoing:
-            yield gradient(each, block)
+            yield from merging.with_room(self, gradient(each, block))
         return (yield from self.push(each, block))
 
     def push(self, each: Round, block: str) -> Generator[Operation, Any, Any]:

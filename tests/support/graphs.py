@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,18 @@ def chain_case(parts: int, *, seed: int = 3) -> Case:
     nodes = size * parts
     graph = make_graph(nodes, edges, seed, untrained=np.arange(size, 2 * size))
     return Case(graph, edges, (np.arange(nodes) // size).astype(np.int32))
+
+
+def with_edge_data(case: Case, *, features: bool = True, types: bool = True) -> Case:
+    """The case with random edge data, every entry's of its own."""
+    random, nnz = np.random.default_rng(7), case.graph.nnz
+    graph = replace(
+        case.graph,
+        edge_features=random.standard_normal((nnz, 3)).astype(np.float32) if features else None,
+        edge_types=random.integers(0, 4, nnz).astype(np.int32) if types else None,
+        relations=("a", "b", "inverse of a", "inverse of b") if types else (),
+    )
+    return replace(case, graph=graph)
 
 
 def unique_edges(pairs: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:

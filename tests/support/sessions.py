@@ -14,6 +14,8 @@ from torch import Tensor
 
 from halocast.runtime.config import RunConfig, resolve
 from halocast.runtime.graph.shard import ShardSet, write_shards
+from halocast.runtime.models.edge_options import EdgeShape
+from halocast.runtime.models.network import GraphNetwork
 from halocast.runtime.session import RankSession, build_network, build_session
 from tests.reference import DenseModel, aggregation_matrix, dense_adjacency, dense_loss
 from tests.support.graphs import Case
@@ -29,6 +31,11 @@ def shards_of(case: Case, folder: Path) -> ShardSet:
 
 def run_config(parts: int, **sections: Any) -> RunConfig:
     return resolve({"graph": "small", "ranks": parts, **sections}, "test")
+
+
+def network_of(case: Case, config: RunConfig) -> GraphNetwork:
+    edges = EdgeShape(case.graph.edge_dim, case.graph.relations)
+    return build_network(config, case.graph.feature_dim, case.graph.classes, edges)
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ def reference_epoch(
     case: Case, config: RunConfig, running: dict[int, tuple[Tensor, Tensor]] | None = None
 ) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of the dense model with the run's initial parameters, in float64; `running` as in `dense_loss`."""
-    network = build_network(config, case.graph.feature_dim, case.graph.classes)
+    network = network_of(case, config)
     parameters: list[dict[str, Tensor]] = []
     names: list[dict[str, str]] = []
     for index in range(config.model.layers):

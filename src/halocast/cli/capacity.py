@@ -15,6 +15,7 @@ from halocast.runtime.graph.datasets import load_graph
 from halocast.runtime.graph.graph import Graph
 from halocast.runtime.graph.layout import PartitionLayout
 from halocast.runtime.graph.partition import partition_graph
+from halocast.runtime.models.edge_options import EdgeShape
 from halocast.runtime.models.shapes import LAYERS, SELF_LOOP, built_in_specs
 from halocast.simulator.catalogue import load_catalogue
 from halocast.simulator.costs import Costs
@@ -61,7 +62,9 @@ class GraphSource:
 
     def layers(self, layer: str, layers: int, hidden: int) -> tuple[LayerSpec, ...]:
         model = self.config.model.model_copy(update={"layer": layer, "layers": layers, "hidden": hidden})
-        specs = built_in_specs(model, self.graph.feature_dim, self.graph.classes)
+        specs = built_in_specs(
+            model, self.graph.feature_dim, self.graph.classes, EdgeShape(self.graph.edge_dim, self.graph.relations)
+        )
         assert specs is not None, "the grid names layers that can be forecast"
         return specs
 

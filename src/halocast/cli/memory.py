@@ -61,6 +61,7 @@ def fit(config: RunConfig, *, method_is_given: bool, costs: Path | None, report:
     MisuseError for a method that leaves no choice, and where nothing fits, naming the least that is needed.
     """
     from halocast.runtime.graph.store import find_shards
+    from halocast.runtime.models.edge_options import EdgeShape
     from halocast.runtime.run import check
     from halocast.runtime.session import build_network, build_view
     from halocast.simulator.planner.rematerialisation import assess_all, choose, foreseeing
@@ -76,7 +77,7 @@ def fit(config: RunConfig, *, method_is_given: bool, costs: Path | None, report:
         )
     shards = find_shards(config, report)
     graph = shards.graph
-    network = build_network(config, int(graph["feature_dim"]), int(graph["classes"]))
+    network = build_network(config, int(graph["feature_dim"]), int(graph["classes"]), EdgeShape.of(graph))
     views = [build_view(config, network, shards, rank) for rank in range(shards.parts)]
     exact = config.method.exact.savings()
     outcomes: dict[int, ExactSavings] = {}

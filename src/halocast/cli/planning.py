@@ -22,6 +22,7 @@ from halocast.runtime.graph.datasets import load_graph
 from halocast.runtime.graph.graph import Graph
 from halocast.runtime.graph.layout import PartitionLayout
 from halocast.runtime.graph.partition import METHODS, partition_graph
+from halocast.runtime.models.edge_options import EdgeShape
 from halocast.runtime.models.shapes import LAYERS, SELF_LOOP, built_in_specs
 from halocast.runtime.programs.adaqp import exchange_shapes
 from halocast.simulator.costs import Costs
@@ -174,7 +175,7 @@ def prepare(
     if config.dtype != "float32":
         raise MisuseError(f"dtype {config.dtype} cannot be planned: messages are quantised from float32; leave dtype out")
     graph = load_graph(config.graph, symmetrise=config.symmetrise)
-    layers = built_in_specs(config.model, graph.feature_dim, graph.classes)
+    layers = built_in_specs(config.model, graph.feature_dim, graph.classes, EdgeShape(graph.edge_dim, graph.relations))
     assert layers is not None
     moved, placement = on_hardware(costs, config.ranks, placed)
     threads = threads_of(costs, config.ranks, placed, config.threads)

@@ -64,6 +64,7 @@ def build_scenario(
 
     Raises MisuseError for more ranks than nodes, a layer that only torch knows, and widths that nobody can foresee.
     """
+    from halocast.runtime.models.edge_options import EdgeShape
     from halocast.runtime.models.shapes import LAYERS, built_in_specs
     from halocast.simulator.forecast import Scenario
     from halocast.simulator.observations import parse_link
@@ -80,7 +81,7 @@ def build_scenario(
     *coarser, finest = fitted_parts(config.ranks) if fits else [config.ranks]
     shards = _shards(config, finest, report, ranks=config.ranks)
     graph = shards.graph
-    layers = built_in_specs(config.model, int(graph["feature_dim"]), int(graph["classes"]))
+    layers = built_in_specs(config.model, int(graph["feature_dim"]), int(graph["classes"]), EdgeShape.of(graph))
     if layers is None:
         raise MisuseError(
             f"model.layer '{config.model.layer}' cannot be forecast without building it{nearest(config.model.layer, LAYERS)}"

@@ -61,7 +61,7 @@ def train(
     ranks:
         Processes that share the graph.
     model:
-        Layer: gcn, sage, or your own as package.module:Class.
+        Layer: gcn, sage, sage-max, gin, gat, gatv2, rgcn, or your own as package.module:Class.
     layers:
         Number of layers.
     hidden:
@@ -265,7 +265,9 @@ def _dry_run(config: Any, console: Console, fitted: Fitted | None) -> int:
     console.result("if dense; sockets, trace and allocator take some 20 MB a rank more. Nothing was trained.")
     if any(each.edge_data for each in estimates):
         sizes = ", ".join(human_bytes(each.edge_data) for each in estimates)
-        console.result(f"edge data: {sizes} a rank, not in memory above: only a layer that uses it loads it.")
+        loaded = any(each.loaded_edge_data for each in estimates)
+        use = "in memory above, block by block" if loaded else "not in memory above: only a layer that uses it loads it"
+        console.result(f"edge data: {sizes} a rank, {use}.")
     return 0
 
 

@@ -170,6 +170,18 @@ def test_partition_and_dry_run_say_what_edges_carry(capsys: pytest.CaptureFixtur
     assert "edge data: " not in capsys.readouterr().out
 
 
+def test_layers_that_want_other_edges_are_refused_before_anything_is_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    asked = ["train", f"{GRAPH},relations=2", "--model", "rgcn", "--out", str(folder)]
+    assert run([*asked, "--set", 'model.options.relations=["relation 9"]']) == 2
+    assert "the graph has no relation 'relation 9'; did you mean 'relation " in capsys.readouterr().err
+    assert run(["train", GRAPH, "--model", "gat", "--set", "model.options.edge_features=true", "--out", str(folder)]) == 2
+    assert "the graph's edges have no features" in capsys.readouterr().err
+    assert not folder.exists()
+
+
 def test_datasets_lists_the_embedded_graph(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["datasets", "--json"]) == 0
     embedded = next(each for each in json.loads(capsys.readouterr().out)["datasets"] if each["embedded"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.graphs import Case, chain_case, random_case
+from tests.support.graphs import Case, chain_case, random_case, with_edge_data
 from tests.support.sessions import shards_of
 
 from halocast.errors import MisuseError
@@ -90,18 +89,6 @@ def test_halo_rows_beside_a_labelled_row_come_first(tmp_path: Path) -> None:
             ]
             assert labelled == sorted(labelled, reverse=True)
             assert sum(labelled) == statistics.labelled_halo_from[peer]
-
-
-def with_edge_data(case: Case, *, features: bool = True, types: bool = True) -> Case:
-    """The case with random edge data, every entry's of its own."""
-    random, nnz = np.random.default_rng(7), case.graph.nnz
-    graph = dataclasses.replace(
-        case.graph,
-        edge_features=random.standard_normal((nnz, 3)).astype(np.float32) if features else None,
-        edge_types=random.integers(0, 4, nnz).astype(np.int32) if types else None,
-        relations=("a", "b", "inverse of a", "inverse of b") if types else (),
-    )
-    return dataclasses.replace(case, graph=graph)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from halocast.runtime.config import ModelConfig
+from halocast.runtime.models.edge_options import EdgeShape
 from halocast.runtime.models.shapes import built_in_specs
 from halocast.runtime.programs import METHODS
 from halocast.runtime.programs.adaqp import uniform_bits
@@ -57,10 +58,9 @@ def workload(
 
 
 def with_model(load: Workload, layer: str, *, layers: int = 3, hidden: int = 16, classes: int = 5, **options: int) -> Workload:
-    """The same parts under a built-in model."""
-    specs = built_in_specs(
-        ModelConfig(layer=layer, layers=layers, hidden=hidden, options=options), load.parts[0].feature_dim, classes
-    )
+    """The same parts under a built-in model, of a graph whose edges carry what it wants."""
+    model = ModelConfig(layer=layer, layers=layers, hidden=hidden, options=options)
+    specs = built_in_specs(model, load.parts[0].feature_dim, classes, EdgeShape(3, ("a", "inverse of a")))
     assert specs is not None
     return replace(load, layers=specs)
 

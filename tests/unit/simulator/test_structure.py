@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.graphs import Case, random_case
+from tests.support.graphs import Case, random_case, with_edge_data
 from tests.support.sessions import run_config, shards_of
 from tests.support.threads import ThreadTransport, run_ranks
 
+from halocast.runtime.models.edge_options import EdgeShape
 from halocast.runtime.models.shapes import LAYERS, built_in_specs
 from halocast.runtime.programs import METHODS
 from halocast.runtime.session import build_session
@@ -41,7 +42,7 @@ class Executed:
 
 @lru_cache
 def case() -> Case:
-    return random_case(PARTS)
+    return with_edge_data(random_case(PARTS))
 
 
 def executed(folder: Path, method: Mapping[str, Any], model: Mapping[str, Any]) -> list[tuple[list[Operation], Any]]:
@@ -62,7 +63,7 @@ def simulated(folder: Path, method: Mapping[str, Any], model: Mapping[str, Any],
     """By rank: the operations that a forecast of the same run prices; no torch module is built for it."""
     config, graph = run_config(PARTS, model={**MODEL, **model}, method=method), case().graph
     shards = shards_of(case(), folder)
-    layers = built_in_specs(config.model, graph.feature_dim, graph.classes)
+    layers = built_in_specs(config.model, graph.feature_dim, graph.classes, EdgeShape(graph.edge_dim, graph.relations))
     assert layers is not None
     load = Workload(
         layers,
@@ -103,4 +104,4 @@ def test_plain_and_quantised_training_of_layers_by_blocks(method: str, layer: st
 
 
 def test_one_layer_that_keeps_its_blocks(tmp_path: Path) -> None:
-    assert_alike(tmp_path, {"name": "sar", "keep": [1]}, {"layer": "gat", "options": {"heads": 2}})
+    assert_alike(tmp_path, {"name": "sar", "keep": [1]}, {"layer": "gat", "options": {"heads": 2, "edge_features": True}})
