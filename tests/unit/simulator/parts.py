@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
@@ -57,9 +58,18 @@ def workload(
     return Workload(layers, parts, exact or ExactSavings.none(), overlap=overlap)
 
 
-def with_model(load: Workload, layer: str, *, layers: int = 3, hidden: int = 16, classes: int = 5, **options: int) -> Workload:
+def with_model(
+    load: Workload,
+    layer: str,
+    *,
+    layers: int = 3,
+    hidden: int = 16,
+    classes: int = 5,
+    norm: Literal["none", "layer", "batch"] = "none",
+    **options: int,
+) -> Workload:
     """The same parts under a built-in model, of a graph whose edges carry what it wants."""
-    model = ModelConfig(layer=layer, layers=layers, hidden=hidden, options=options)
+    model = ModelConfig(layer=layer, layers=layers, hidden=hidden, norm=norm, options=options)
     specs = built_in_specs(model, load.parts[0].feature_dim, classes, EdgeShape(3, ("a", "inverse of a")))
     assert specs is not None
     return replace(load, layers=specs)
