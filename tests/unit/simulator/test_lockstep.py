@@ -52,7 +52,9 @@ def random_case(seed, topology, *, most_ranks=8, least_ranks=1, sequential=False
     if sequential:
         layers = int(rng.integers(1, 4))
         kept = tuple(index for index in range(layers) if rng.random() < 0.3)
-        load = with_model(load, str(rng.choice(sorted(LAYERS))), layers=layers, hidden=8, norm="batch" if batch_norm else "none")
+        load = with_model(
+            load, str(rng.choice(sorted(LAYERS))), layers=layers, hidden=8, norm="batch" if batch_norm else "none"
+        )
         load = replace(load, prefetch=int(rng.integers(0, 4)), kept_layers=kept)
     bits, spread = int(rng.choice([0, 1, 2, 8])), float(rng.choice([0.1, 1.0]))
     work = lowered(load, bits=bits, sequential=sequential, spread=spread, seed=seed)
