@@ -3,7 +3,8 @@
 16,384 nodes of degree 32, cut at random, so that nearly every row is needed by every part. Three layers of 128 (attention: 2
 heads of 64), every lossless saving off. For each method and number of ranks: by how much a rank's resident memory rises in
 training above what it held before (the largest rank's, and the sum over ranks), and the most bytes of the program's buffers
-alive at once, beside what SAR's release was seen to take.
+alive at once, beside what SAR's release was seen to take. A figure shows each rank's peak, and its forecast by a calibration on
+all other configurations.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
+
+from halocast.reports.figures import BLUE, GREEN, ORANGE, VERMILION, headline, style
+from halocast.simulator.memory import fit_memory, peak_bytes
+from halocast.simulator.observations import observe_all
 from halocast.traces.trace import read_trace
 
 GRAPH = (
@@ -43,12 +49,11 @@ RELEASE = {
 RANKS = (2, 4, 8)
 
 
-def one_run(name: str, ranks: int, epochs: int, folder: Path) -> dict[str, Any]:
+def one_run(name: str, ranks: int, epochs: int, run: Path) -> dict[str, Any]:
     model, classes, settings = RUNS[name]
     options = ["--set", "model.options.heads=2"] if model == "gat" else []
     exact = [f"method.exact.{each}=false" for each in SAVINGS]
     sets = [part for each in ("method.name=sar", *exact, *settings, "partition.method=random") for part in ("--set", each)]
-    run = folder / "run"
     command = [
         *(sys.executable, "-m", "halocast", "train", GRAPH.format(classes=classes), "--model", model, "--ranks", str(ranks)),
         *("--layers", "3", "--hidden", "128", "--epochs", str(epochs), "--out", str(run), "--force", "--json"),
@@ -73,6 +78,37 @@ def one_run(name: str, ranks: int, epochs: int, folder: Path) -> dict[str, Any]:
     }
 
 
+def forecast_peaks(rows: list[dict[str, Any]], folders: list[Path]) -> None:
+    """Into each row the largest rank's peak as forecast by a calibration on all other rows' runs, in MB."""
+    observations = observe_all(folders)
+    for place, (row, observation) in enumerate(zip(rows, observations, strict=True)):
+        costs = fit_memory([*observations[:place], *observations[place + 1 :]])
+        assert costs is not None
+        method = observation.configuration.method
+        row["forecast_mb"] = max(peak_bytes(costs, view, method) for view in observation.views()) / 1e6
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
+    for name, colour in (("GAT, remat", BLUE), ("GAT, keep", ORANGE), ("GAT, plain (full)", VERMILION), ("SAGE", GREEN)):
+        mine = [row for row in rows if row["run"] == name]
+        ranks = [row["ranks"] for row in mine]
+        axes.plot(ranks, [row["peak_mb"] for row in mine], color=colour, marker="o", label=f"{name}, measured")
+        axes.plot(ranks, [row["forecast_mb"] for row in mine], color=colour, marker="x", linestyle=":", label="forecast")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted({row["ranks"] for row in rows}), [str(each) for each in sorted({row["ranks"] for row in rows})])
+    axes.set_ylim(0)
+    axes.set_ylabel("MB a rank, above its interpreter")
+    axes.legend(fontsize=8, frameon=False, ncols=2)
+    style(axes, xlabel="ranks", grid="y")
+    headline(
+        axes,
+        "Peak memory of a rank",
+        "dense random graph; forecast: each configuration left out of its calibration",
+    )
+    figure.savefig(path, dpi=110)
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     by = {(row["run"], row["ranks"]): row for row in rows}
     ranks = sorted({row["ranks"] for row in rows})
@@ -92,6 +128,10 @@ def table(rows: list[dict[str, Any]]) -> str:
             theirs = [RELEASE[name].get(each) for each in ranks]
             shown = [f"{each:.1f}" if each else "" for each in theirs]
             lines.append(f"| SAR's release | {' | '.join(shown)} | | |")
+    lines += ["", "| peak MB a rank, measured / forecast | " + " | ".join(head) + " |", "| --- " + "| ---: " * len(ranks) + "|"]
+    for name in RUNS:
+        pairs = [f"{by[name, each]['peak_mb']:.1f} / {by[name, each]['forecast_mb']:.1f}" for each in ranks]
+        lines.append(f"| {name} | {' | '.join(pairs)} |")
     lines += ["", "| MB exchanged an epoch | " + " | ".join(head) + " |", "| --- " + "| ---: " * len(ranks) + "|"]
     for name in RUNS:
         exchanged = [f"{by[name, each]['exchange_mb']:.1f}" for each in ranks]
@@ -105,12 +145,14 @@ def main() -> None:
     parser.add_argument("--ranks", nargs="+", type=int, default=list(RANKS))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    rows = []
+    rows, folders = [], []
     with tempfile.TemporaryDirectory() as folder:
         for name in RUNS:
             for ranks in arguments.ranks:
-                rows.append(one_run(name, ranks, arguments.epochs, Path(folder)))
+                folders.append(Path(folder) / f"{len(rows)}")
+                rows.append(one_run(name, ranks, arguments.epochs, folders[-1]))
                 print(rows[-1], flush=True)
+        forecast_peaks(rows, folders)
     text = table(rows)
     print(text)
     if arguments.out:
@@ -119,6 +161,7 @@ def main() -> None:
         document = {"date": today, "machine": machine, "graph": GRAPH, "epochs": arguments.epochs, "rows": rows}
         (arguments.out / f"sar-memory-{today}.json").write_text(json.dumps(document, indent=1) + "\n")
         head = f"# Memory of sequential aggregation, {today}\n\n{machine}; {GRAPH.format(classes='64 (SAGE 128)')}.\n"
+        draw(rows, arguments.out / f"sar-memory-{today}.png")
         (arguments.out / f"sar-memory-{today}.md").write_text("\n".join([head, text]))
 
 

@@ -1,8 +1,8 @@
-"""Does prefetching hide the messages of sequential aggregation? `python -m benchmarks.sar_overlap --out FILE` (root).
+"""Does prefetching hide the messages of sequential aggregation? `python -m benchmarks.sar_overlap --out FILE`.
 
-A dense random graph, GAT with rematerialisation, four ranks. First without shaped links: what an epoch computes. Then links are
-shaped so that the messages of an epoch, one after the other, take as long as the remote blocks' share of that, and the epoch is
-measured with nothing ahead and with one round ahead. Runs take turns; ratios are medians.
+A dense random graph, GAT with rematerialisation. First without delays: what an epoch computes. Then every exchange lands late
+by what a block takes to compute (see `benchmarks.delayed_rank`: a delay costs no core), with nothing ahead and with one round
+ahead. Runs take turns; ratios to the sum of delays and computing are medians.
 """
 
 from __future__ import annotations
@@ -12,61 +12,73 @@ import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.sar_memory import GRAPH, SAVINGS
 
+from halocast.runtime import run
+from halocast.runtime.config import resolve
 
-def epoch(ranks: int, hosts: str, prefetch: int, epochs: int, folder: Path) -> dict[str, Any]:
-    settings = [f"method.exact.{each}=false" for each in SAVINGS]
-    settings += ["partition.method=random", f"method.prefetch={prefetch}", "model.options.heads=2", "model.dropout=0"]
-    settings += ["training.evaluate_every=0", "training.checkpoint_every=0"]
-    command = [
-        *(sys.executable, "-m", "halocast", "train", GRAPH.format(classes=64), "--model", "gat", "--method", "sar"),
-        *("--ranks", str(ranks), "--hosts", hosts, "--epochs", str(epochs), "--out", str(folder / "run"), "--force", "--json"),
-        *(part for each in settings for part in ("--set", each)),
-    ]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    if finished.returncode:
-        raise SystemExit(finished.stderr.strip().splitlines()[-1])
-    result: dict[str, Any] = json.loads(finished.stdout)
-    return result
+LAYERS = 3
+
+
+def epoch_seconds(ranks: int, delay_s: float, prefetch: int, epochs: int) -> float:
+    """The median epoch of a run whose exchanges land late by `delay_s`."""
+    config = resolve(
+        {
+            "graph": GRAPH.format(classes=64),
+            "ranks": ranks,
+            "threads": 1,
+            "model": {"layer": "gat", "layers": LAYERS, "hidden": 128, "dropout": 0.0, "options": {"heads": 2}},
+            "method": {"name": "sar", "prefetch": prefetch, "exact": dict.fromkeys(SAVINGS, False)},
+            "partition": {"method": "random"},
+            "training": {"epochs": epochs, "evaluate_every": 0, "checkpoint_every": 0},
+        },
+        "benchmark",
+    )
+    launch: Callable[..., Any] = run.launch_local
+    os.environ["HALOCAST_DELAY_MS"] = str(1e3 * delay_s)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.object(run, "launch_local", lambda _, *rest, **more: launch("benchmarks.delayed_rank", *rest, **more)),
+    ):
+        return float(run.train(config, Path(folder) / "run")["epoch_seconds"]["median"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--ranks", nargs="+", type=int, default=[2, 4])
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    ranks = arguments.ranks
-    rows = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        first = epoch(ranks, "local", 0, arguments.epochs, folder)
-        compute = first["epoch_seconds"]["median"]
-        sent = first["exchange_bytes_per_epoch"] / ranks
-        rate = round(8 * sent / (compute * (ranks - 1) / ranks) / 1e6)
+    results = []
+    for ranks in arguments.ranks:
+        exchanges = 3 * LAYERS * (ranks - 1)  # each round fetches, fetches again and pushes
+        blocks = 2 * LAYERS * ranks
+        delay = epoch_seconds(ranks, 0.0, 0, arguments.epochs) / blocks
+        rows = []
         for _ in range(arguments.repeats):
-            compute = epoch(ranks, "local", 0, arguments.epochs, folder)["epoch_seconds"]["median"]
-            delays = 8 * sent / (rate * 1e6)
-            row = {"compute_ms": 1e3 * compute, "delays_ms": 1e3 * delays, "rate_mbit": rate}
+            compute = epoch_seconds(ranks, 0.0, 0, arguments.epochs)
+            row = {"compute_ms": 1e3 * compute, "delay_ms": 1e3 * delay, "delays_ms": 1e3 * delay * exchanges}
             for prefetch in (0, 1):
-                found = epoch(ranks, f"shaped:{rate}mbit", prefetch, arguments.epochs, folder)["epoch_seconds"]["median"]
-                row |= {f"epoch_ms_{prefetch}_ahead": 1e3 * found, f"ratio_{prefetch}_ahead": found / (compute + delays)}
+                found = epoch_seconds(ranks, delay, prefetch, arguments.epochs)
+                row |= {
+                    f"epoch_ms_{prefetch}_ahead": 1e3 * found,
+                    f"ratio_{prefetch}_ahead": found / (compute + delay * exchanges),
+                }
             rows.append(row)
-            print(row, flush=True)
-    medians = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-    print({"median of": len(rows), **{key: round(value, 3) for key, value in medians.items()}})
+        medians = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+        results.append({"ranks": ranks, "medians": medians, "rows": rows})
+        print(ranks, {key: round(value, 3) for key, value in medians.items()}, flush=True)
     if arguments.out:
         machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-        document = {"date": date.today().isoformat(), "machine": machine, "ranks": ranks, "rows": rows, "medians": medians}
+        document = {"date": date.today().isoformat(), "machine": machine, "results": results}
         arguments.out.write_text(json.dumps(document, indent=1) + "\n")
 
 
