@@ -106,10 +106,12 @@ class Adjacency:
     def peer_edges(self, peer: int, first: int | None = None) -> BlockEdges:
         """Edges from one peer's halo rows (the `first` of them) into marginal rows."""
         halo = self.halo_of(peer)
-        count = halo.stop - halo.start if first is None else first
+        total = halo.stop - halo.start
+        if (peer, total) not in self._edges:
+            self._edges[peer, total] = self._peer_edges(peer, halo)
+        count = total if first is None else first
         if (peer, count) not in self._edges:
-            whole = self._peer_edges(peer, halo)
-            self._edges[peer, count] = whole.first_sources(count)
+            self._edges[peer, count] = self._edges[peer, total].first_sources(count)
         return self._edges[peer, count]
 
     def _peer_edges(self, peer: int, halo: slice) -> BlockEdges:

@@ -167,6 +167,8 @@ class RunConfig(Section):
     """Folder of the plan that the run follows (`halocast plan`): its arrays are read, and its forecast is judged."""
     memory: str = ""
     """What a rank may take above its interpreter and libraries, such as 2GB: method and what it keeps are chosen to fit."""
+    fitted_memory: int = Field(default=0, ge=0)
+    """Bytes: the limit that method and what it keeps have been chosen for; the result says whether the run stayed within."""
     seed: int = Field(default=0, ge=0, lt=2**64)
     dtype: Literal["float32", "float64"] = "float32"
     timeout_seconds: float = Field(default=300.0, gt=0.0)

@@ -461,7 +461,7 @@ class Executor:
             normalization=normalization,
             relu=spec.activation,
             gradients=kernels.EpilogueGradients(
-                bias=None if bias is None else self.buckets[bias],
+                bias=self.buckets[bias] if bias is not None and bias.requires_grad else None,
                 gamma=None if norm is None else self.buckets[norm.weight],
                 beta=None if norm is None else self.buckets[norm.bias],
                 accumulate=False,

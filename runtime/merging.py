@@ -179,7 +179,7 @@ class Merging:
         parameters = self._parameters(operation.layer)
         for parameter in parameters:
             self.buckets[parameter].zero_()
-        if layer.bias is not None and not has_epilogue:
+        if layer.bias is not None and layer.bias.requires_grad and not has_epilogue:
             kernels.column_sum(gradient, self.buckets[layer.bias])
         if operation.query_target:
             self._buffer(operation.query_target)[:own].zero_()

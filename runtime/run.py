@@ -410,7 +410,7 @@ def estimate_of_shards(config: RunConfig, shards: ShardSet) -> list[RankEstimate
     for rank in range(shards.parts):
         view = with_first_bits(config, network, shards, build_view(config, network, shards, rank))
         summary = summarize(walk(method.epoch(view)))
-        held = holdings(_with_likely_aggregated(view), method, optimizer_states={"sgd": 1}.get(config.training.optimizer, ADAM))
+        held = holdings(with_likely_aggregated(view), method, optimizer_states={"sgd": 1}.get(config.training.optimizer, ADAM))
         estimates.append(
             RankEstimate(
                 rank=rank,
@@ -429,7 +429,7 @@ def estimate_of_shards(config: RunConfig, shards: ShardSet) -> list[RankEstimate
     return estimates
 
 
-def _with_likely_aggregated(view: RankView) -> RankView:
+def with_likely_aggregated(view: RankView) -> RankView:
     """The view with as many stored values of aggregated features as their density and the degrees let expect."""
     part = view.part
     if not part.features_sparse or schedule_layers(view)[0].order is not Order.AGGREGATED_ONCE:

@@ -316,10 +316,17 @@ def run_result(
         "accuracy": accuracy,
         **_bits_of_result(trainer),
         **_outcome_of_plan(trainer, plan, accuracy),
+        **_outcome_of_limit(config, [each[peak_key] for each in footprints]),
         "best_validation": {"epoch": trainer.progress.best_epoch, "score": trainer.progress.best_validation},
         "versions": {"halocast": halocast.__version__, **versions()},
         "files": {name: str(path) for name, path in files.items()},
     }
+
+
+def _outcome_of_limit(config: RunConfig, peaks: list[int]) -> dict[str, Any]:
+    """Whether a run that was made to fit into a limit of memory did."""
+    limit = config.fitted_memory
+    return {"memory": {"limit_bytes": limit, "within": max(peaks) <= limit}} if limit else {}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from halocast.errors import MisuseError
 from halocast.runtime import attention_kernels, kernels
 from halocast.runtime.attention_types import (
     AttentionDropout,
@@ -26,7 +25,7 @@ from halocast.runtime.block_edges import BlockEdges
 from halocast.runtime.models.blockwise import BlockwiseLayer, MergingRows
 from halocast.runtime.models.edge_options import NO_EDGE_DATA, EdgeShape, attention_edge_dim
 from halocast.runtime.models.layers import glorot
-from halocast.runtime.models.shapes import attention_shape
+from halocast.runtime.models.shapes import attention_shape, check_attention_options
 
 
 class _Attention(BlockwiseLayer):
@@ -54,10 +53,7 @@ class _Attention(BlockwiseLayer):
         Raises MisuseError for heads that do not divide the width, numbers out of range, and edge features that are not there.
         """
         super().__init__()
-        if not 0.0 <= attention_dropout < 1.0:
-            raise MisuseError(f"model.options.attention_dropout = {attention_dropout} is out of range; allowed: 0 to below 1")
-        if not 0.0 <= slope <= 1.0:
-            raise MisuseError(f"model.options.slope = {slope} is out of range; allowed: 0 to 1")
+        check_attention_options(slope=slope, attention_dropout=attention_dropout, self_loops=self_loops)
         self.edge_dim = attention_edge_dim(self.name, edge_features, edges)
         self._shape = attention_shape(self.name, dim_in, dim_out, heads=heads, average=average, edge_dim=self.edge_dim)
         self.heads, self.average, self.slope = heads, average and heads > 1, slope

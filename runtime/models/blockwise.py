@@ -108,7 +108,7 @@ class BlockwiseLayer(GraphLayer):
 class MessageLayer(BlockwiseLayer):
     """Your own message: ``z_i = update(h_i, Σ_j message(h_j, h_i)) + bias``, the sum or mean over neighbours j.
 
-    Derive, set `message_dim_out` before or in ``__init__``, define `message` (and `update`); both under autograd, on
+    Derive, give ``__init__`` the width of your messages, define `message` (and `update`); both run under autograd, on
     rows of any number. Messages are computed a few at a time and never stored. Nothing may be random in them.
     """
 
@@ -137,14 +137,13 @@ class MessageLayer(BlockwiseLayer):
         return self.update(inputs, reduced)
 
     def shape(self) -> dict[str, Any]:
-        parameters = sum(each.numel() for each in self.parameters())
         return {
             "reduction": f"{type(self).__name__} {'mean' if self.mean else 'sum'}",
             "message_dim": self.dim_in,
             "query_dim": self.dim_in if self.reads_target else 0,
             "reduced_dim": self.reduced_dim,
             "refetches": True,
-            "merge_parameters": parameters > self.dim_out,
+            "merge_parameters": any(each.requires_grad and each is not self.bias for each in self.parameters()),
             "finishes": True,
             "finish_reads_inputs": True,
             "finish_flops": 2 * self.reduced_dim * self.dim_out,

@@ -176,10 +176,25 @@ def _linear(name: str, dim_in: int, dim_out: int, options: Mapping[str, Any], la
     return fields, matrices * dim_in * dim_out + dim_out
 
 
+def check_attention_options(*, slope: object, attention_dropout: object, self_loops: object) -> None:
+    """Raises MisuseError for numbers that are none or out of range, and for self_loops that are neither true nor false."""
+    for name, value, below in (("slope", slope, False), ("attention_dropout", attention_dropout, True)):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0.0 <= value <= 1.0 or (below and value == 1.0):  # type: ignore[operator]
+            raise MisuseError(f"model.options.{name} = {value!r} is out of range; allowed: 0 to {'below ' if below else ''}1")
+    if not isinstance(self_loops, bool):
+        raise MisuseError(f"model.options.self_loops = {self_loops!r} is not allowed; allowed: true, false")
+
+
 def _attention(name: str, dim_in: int, dim_out: int, options: Mapping[str, Any], last: bool, edges: EdgeShape | None) -> Fields:
     edge_dim = attention_edge_dim(name, options.get("edge_features", False), edges)
     fields = attention_shape(name, dim_in, dim_out, heads=options.get("heads", HEADS), average=last, edge_dim=edge_dim)
-    fields["self_loop"] = bool(options.get("self_loops", True))
+    check_attention_options(
+        slope=options.get("slope", 0.2),
+        attention_dropout=options.get("attention_dropout", 0.0),
+        self_loops=options.get("self_loops", True),
+    )
+    fields["self_loop"] = options.get("self_loops", True)
     width = fields["reduced_dim"]
     of_edges = (edge_dim + 1) * width if edge_dim else 0
     return fields, (dim_in * width + 2 * width + of_edges if name == "gat" else 2 * dim_in * width + width) + dim_out

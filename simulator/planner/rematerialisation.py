@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from math import ceil
 
 from halocast.errors import MisuseError
 from halocast.runtime.programs import METHODS
@@ -112,7 +113,7 @@ def choose(outcomes: Iterable[Outcome], limit: float) -> Outcome:
         least = min(found, key=lambda each: each.peak)
         raise MisuseError(
             f"no way of training fits in {limit / 1e6:.0f} MB a rank: the one that needs least may need "
-            f"{least.peak / 1e6:.0f} MB ({least.candidate.words}); use more ranks or a larger limit"
+            f"{ceil(least.peak / 1e6)} MB ({least.candidate.words}); use more ranks or a larger limit"
         )
     return min(fitting, key=lambda each: each.slowness)
 

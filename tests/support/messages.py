@@ -43,3 +43,17 @@ class Plain(MessageLayer):
 
     def update(self, inputs: Tensor, reduced: Tensor) -> Tensor:
         return reduced @ self.weight
+
+
+class Scaled(MessageLayer):
+    """The neighbours' first columns by one number that learns; no bias."""
+
+    reads_target = False
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__(dim_in, dim_out, message_dim=dim_out)
+        self.bias = None
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def message(self, source: Tensor, target: Tensor | None) -> Tensor:
+        return self.scale * source[:, : self.dim_out]

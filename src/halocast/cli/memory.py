@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halocast.errors import MisuseError
+from halocast.runtime.memory_limit import parse_size
 from halocast.words import byte_count
 
 if TYPE_CHECKING:
@@ -34,12 +35,13 @@ class Fitted:
         """What was chosen, for people."""
         halo = "" if self.savings.keep_halo_features else ", the halo's features not kept"
         return (
-            f"of {self.considered} ways within {byte_count(self.limit)} a rank: {self.outcome.candidate.words}{halo}; "
+            f"the fastest of {self.considered} ways that stays within {byte_count(self.limit)} a rank: "
+            f"{self.outcome.candidate.words}{halo}; "
             f"forecast peak {byte_count(int(self.outcome.peak))}"
         )
 
-    def document(self, measured: list[int] | None) -> dict[str, Any]:
-        """What a result says of it."""
+    def document(self) -> dict[str, Any]:
+        """What a result says of it, before anything is measured."""
         candidate = self.outcome.candidate
         return {
             "limit_bytes": self.limit,
@@ -50,7 +52,6 @@ class Fitted:
             "considered": self.considered,
             "forecast_peak_bytes": [round(each) for each in self.outcome.peak_bytes],
             "forecast_epoch_seconds": self.outcome.seconds,
-            "within": None if measured is None else max(measured) <= self.limit,
         }
 
 
@@ -62,23 +63,22 @@ def fit(config: RunConfig, *, method_is_given: bool, costs: Path | None, report:
     """
     from halocast.runtime.graph.store import find_shards
     from halocast.runtime.models.edge_options import EdgeShape
-    from halocast.runtime.run import check
+    from halocast.runtime.models.registry import shapes_alone
+    from halocast.runtime.run import check, with_likely_aggregated
     from halocast.runtime.session import build_network, build_view
     from halocast.simulator.planner.rematerialisation import assess_all, choose, foreseeing
-    from halocast.simulator.whatif.values import read_bytes
 
-    limit = read_bytes(config.memory, "--memory")
+    limit = parse_size(config.memory)
     check(config)
+    _refuse_what_is_chosen(config)
     methods = (config.method.name,) if method_is_given else ("full", "sar")
-    if config.method.quantises:
-        raise MisuseError(
-            "--memory chooses between full and sar, which send rows as they are: leave it out where messages are quantised, or "
-            "leave the method and its bits out"
-        )
     shards = find_shards(config, report)
     graph = shards.graph
-    network = build_network(config, int(graph["feature_dim"]), int(graph["classes"]), EdgeShape.of(graph))
-    views = [build_view(config, network, shards, rank) for rank in range(shards.parts)]
+    with shapes_alone(config.model.layer):
+        network = build_network(config, int(graph["feature_dim"]), int(graph["classes"]), EdgeShape.of(graph))
+    views = [with_likely_aggregated(build_view(config, network, shards, rank)) for rank in range(shards.parts)]
+    if not all(layer.linear_aggregation or layer.is_blockwise for layer in views[0].layers):
+        methods = ("full",)  # sequential aggregation cannot run a layer that wants all its neighbours at once
     exact = config.method.exact.savings()
     outcomes: dict[int, ExactSavings] = {}
     found: list[Outcome] = []
@@ -112,7 +112,23 @@ def _chosen(config: RunConfig, outcome: Outcome, savings: ExactSavings) -> RunCo
     update: dict[str, Any] = {"name": candidate.method, "exact": exact}
     if candidate.method == "sar":
         update |= {"prefetch": candidate.prefetch, "keep": candidate.kept_layers or False}
-    return config.model_copy(update={"method": config.method.model_copy(update=update)})
+    return config.model_copy(
+        update={"method": config.method.model_copy(update=update), "memory": "", "fitted_memory": parse_size(config.memory)}
+    )
+
+
+def _refuse_what_is_chosen(config: RunConfig) -> None:
+    """Raises MisuseError for settings that a choice would overrule."""
+    method = config.method
+    if config.plan:
+        raise MisuseError("memory: a plan has chosen already; leave the limit out, or give it to `halocast plan --memory`")
+    if method.quantises:
+        raise MisuseError(
+            "--memory chooses between full and sar, which send rows as they are: leave it out where messages are quantised, or "
+            "leave the method and its bits out"
+        )
+    if method.keep is not False:
+        raise MisuseError("--memory chooses method.keep (and method.prefetch): leave one or the other out")
 
 
 def refuse_where_others_start_ranks(config: RunConfig, launcher: str) -> None:
@@ -120,5 +136,5 @@ def refuse_where_others_start_ranks(config: RunConfig, launcher: str) -> None:
     if config.memory:
         raise MisuseError(
             f"--memory chooses before ranks start, and {launcher} has started them: let `halocast train --memory ... --dry-run`"
-            " choose, and pass what it says (method.name, method.keep, method.prefetch) with --set"
+            " choose, and pass what it says (method.name, .keep, .prefetch, .exact.keep_halo_features)"
         )

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from halocast.cli.console import Console, human_bytes
 from halocast.errors import MisuseError
+from halocast.words import byte_count
 
 if TYPE_CHECKING:
     from halocast.cli.memory import Fitted
@@ -129,7 +130,7 @@ def train(
     if context is not None:
         document = {"hosts": "local", **document}  # the ranks are where the launcher put them, wherever was planned
     config = resolve(_planned(document), origin)
-    if costs is not None and not config.memory:
+    if costs is not None and (resume or not config.memory):
         raise MisuseError("--costs tell --memory what fits: give --memory, or leave --costs out")
     fitted = None
     if config.memory and not resume:
@@ -153,12 +154,15 @@ def train(
     with console.training(config.training.epochs) as progress:
         result = train_locally(config, out, resume=resume, force=force, emit=progress)
     if fitted is not None:
-        result = add_to_result(Path(result["run"]), {"memory": fitted.document(result["peak_bytes"])})
+        result = add_to_result(Path(result["run"]), {"memory": {**fitted.document(), **result["memory"]}})
     console.document(result)
     report_result(console, result)
+    within = result.get("memory", {"within": True})["within"]
     if fitted is not None:
-        console.result(f"  {fitted.words}, measured {human_bytes(max(result['peak_bytes']))}")
-    return 0 if fitted is None or result["memory"]["within"] else CHECK_FAILED
+        console.result(f"  {fitted.words}, measured {byte_count(max(result['peak_bytes']))}")
+    if not within:
+        console.result(f"  more than the limit of {byte_count(result['memory']['limit_bytes'])}")
+    return 0 if within else CHECK_FAILED
 
 
 def _document(run: str, resumed: Path | None, plan: Path | None) -> tuple[dict[str, Any], str]:
@@ -240,7 +244,7 @@ def _dry_run(config: Any, console: Console, fitted: Fitted | None) -> int:
     from halocast.runtime.run import estimate, estimate_document
 
     estimates = estimate(config, console.note)
-    chosen = {} if fitted is None else {"memory": fitted.document(None)}
+    chosen = {} if fitted is None else {"memory": fitted.document()}
     console.document({"graph": config.graph, "method": config.method.name, "ranks": estimate_document(estimates), **chosen})
     console.table(
         f"{config.graph}, {config.model.layers} × {config.model.layer} of {config.model.hidden}, method {config.method.name}",
@@ -261,8 +265,8 @@ def _dry_run(config: Any, console: Console, fitted: Fitted | None) -> int:
             for each in estimates
         ],
     )
-    console.result("exchange and all-reduce: bytes sent an epoch. memory: above the interpreter and its libraries, features as")
-    console.result("if dense; sockets, trace and allocator take some 20 MB a rank more. Nothing was trained.")
+    console.result("exchange and all-reduce: bytes sent an epoch. memory: above the interpreter and its libraries; sockets,")
+    console.result("trace and allocator take some 20 MB a rank more. Nothing was trained.")
     if any(each.edge_data for each in estimates):
         sizes = ", ".join(human_bytes(each.edge_data) for each in estimates)
         loaded = any(each.loaded_edge_data for each in estimates)

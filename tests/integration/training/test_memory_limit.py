@@ -32,10 +32,10 @@ def fitted(memory: int, *, given: bool = False, **sections: object) -> Fitted:
 
 
 def least_of(error: BaseException) -> int:
-    """The bytes that a refusal says are needed, rounded up as far as it rounds."""
+    """The bytes that a refusal says are needed."""
     found = re.search(r"may need (\d+) MB", str(error))
     assert found
-    return int((float(found[1]) + 0.5) * 1e6)
+    return int(found[1]) * 10**6
 
 
 def test_less_memory_keeps_less_and_fetches_more() -> None:
@@ -74,9 +74,11 @@ def test_a_method_that_is_given_stays() -> None:
 
 def test_bad_limits_get_one_line(tmp_path: Path) -> None:
     for arguments, said in (
-        (["--memory", "plenty"], "allowed is a size such as"),
+        (["--memory", "plenty"], "is no memory size: write a number"),
         (["--memory", "1MB"], "needs least may need"),
         (["--memory", "1GB", "--method", "adaqp"], "--memory chooses between full and sar"),
+        (["--memory", "1GB", "--method", "sar", "--set", "method.keep=true"], "--memory chooses method.keep"),
+        (["--set", "model.layer=gat", "--set", "model.options.self_loops=False"], "self_loops = 'False' is not allowed"),
         (["--costs", "costs.json"], "--costs tell --memory what fits"),
     ):
         finished = halocast("train", GRAPH, "--ranks", "2", *arguments, cwd=tmp_path, check=2)
@@ -98,4 +100,14 @@ def test_a_run_says_what_it_chose_and_stays_within(tmp_path: Path) -> None:
     assert max(document["peak_bytes"]) <= memory["limit_bytes"] == limit
     for measured, foreseen in zip(document["peak_bytes"], memory["forecast_peak_bytes"], strict=True):
         assert measured <= 1.03 * foreseen  # a forecast that is too low is the unsafe one
-    assert re.search(r"of \d+ ways within .* a rank: sar ", finished.stderr)
+    assert re.search(r"the fastest of \d+ ways that stays within .* a rank: sar ", finished.stderr)
+    again = halocast("train", "--out", "run", "--resume", "--epochs", "4", "--json", cwd=tmp_path)
+    resumed = json.loads(again.stdout)
+    assert resumed["memory"] == {"limit_bytes": limit, "within": True}  # chosen once: neither anew nor forgotten
+    assert resumed["method"] == "sar"
+
+
+def test_a_layer_that_wants_all_its_neighbours_is_not_offered_one_part_at_a_time() -> None:
+    opaque = {"layer": "tests.support.layers:OpaqueSAGE", "hidden": 128}
+    with pytest.raises(MisuseError, match=r"may need \d+ MB \(full\)"):
+        fitted(10**6, model=opaque)

@@ -336,3 +336,16 @@ def test_quantised_plain_training_runs_layers_by_blocks(tmp_path: Path) -> None:
         answers.append(train_one_epoch(edge_case(3), config, tmp_path / method["name"])[0][0])
     for name, gradient in answers[0].gradients.items():
         assert torch.equal(gradient, answers[1].gradients[name])
+
+
+@pytest.mark.parametrize("name", ["full", "sar"])
+def test_one_weight_without_a_bias_learns(name: str, tmp_path: Path) -> None:
+    """A first layer whose only parameter is in its messages, and whose inputs want no gradient."""
+    model = {"layer": "tests.support.messages:Scaled", "layers": 2, "hidden": 11, "dropout": 0.0}
+    found = []
+    for parts in (1, 3):
+        config = run_config(parts, model=model, method={"name": name, "exact": NONE}, dtype="float64")
+        answers, _ = train_one_epoch(random_case(parts), config, tmp_path / str(parts))
+        found.append(answers[0].gradients)
+    assert float(found[0]["layers.0.scale"].abs()) > 0.0
+    assert largest_relative_error(found[1], found[0]) <= 1e-12
