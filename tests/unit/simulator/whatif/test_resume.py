@@ -108,7 +108,7 @@ def test_a_damaged_part_is_named_with_the_way_out(
         ("run file", 'hosts = "shaped:100mbit"', 'hosts = "local"'),
         ("run file", 'balance = "nodes"\nseed = 0', 'balance = "nodes"\nseed = 1'),
         ("run file", 'balance = "nodes"', 'balance = "edges"'),
-        ("run file", "[method]", "[method]\nprefetch = 2"),
+        ("axis", "[method]", "[method]\nprefetch = 2"),
         ("hardware", "value = 1e9", "value = 2e9"),
     ],
 )
@@ -122,12 +122,13 @@ def test_files_that_have_changed_since_are_not_gone_on_with(
     path.write_text(f'data = "{data}"\nepochs = 1\nhardware = "{own}"\n[cluster]\nranks = 1\nnetwork = "mine"\n')
     assert run(command(path, movable_file, tmp_path / "out")) == 0
     assert run(command(path, movable_file, tmp_path / "out", "--resume")) == 0
-    changed = data if of == "run file" else own
+    changed = own if of == "hardware" else data
     assert there in changed.read_text()
     changed.write_text(changed.read_text().replace(there, then))
     capsys.readouterr()
     assert run(command(path, movable_file, tmp_path / "out", "--resume")) == 2
-    assert "holds a sweep of other hardware, or of a run file with other settings" in capsys.readouterr().err
+    said = "another grid" if of == "axis" else "other hardware, or of a run file with other settings"
+    assert f"holds a sweep of {said}" in capsys.readouterr().err
 
 
 def test_going_on_with_a_finished_folder_repeats_its_answers(
