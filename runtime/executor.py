@@ -21,12 +21,13 @@ from halocast.runtime.clock import Clock, ThreadClock
 from halocast.runtime.exchange.quantized import MessageWidths, QuantizedMessages
 from halocast.runtime.exchange.separate import SeparateMessages
 from halocast.runtime.exchange.transport import Flight, LostPeerError, Transport
-from halocast.runtime.features import DenseRows, FeatureRows, SparseRows
+from halocast.runtime.features import FeatureRows, SparseRows
 from halocast.runtime.memory import Arena
 from halocast.runtime.merging import Merging
 from halocast.runtime.models.blockwise import BlockwiseLayer
 from halocast.runtime.models.layers import LinearAggregation
 from halocast.runtime.models.network import GradientBuckets, GraphNetwork
+from halocast.runtime.operands import Operands, put
 from halocast.runtime.programs.full import AGGREGATED_FEATURES, FEATURES
 from halocast.runtime.programs.schedule import Order, schedule_layers
 from halocast.traces.buffers import ArenaPlan, plan_arena, walk
@@ -177,9 +178,8 @@ class Executor:
         self._batch_norms = {
             index: self._batch_normalization(index) for index in range(len(network.layers)) if network.batch_norm(index)
         }
-        self._merging = Merging(
-            view, network, data.adjacency, data.features, self.buckets, lambda: self._buffers, self._layer_stream
-        )
+        self._operands = Operands(lambda: self._buffers, data.features)
+        self._merging = Merging(view, network, data.adjacency, self._operands, self.buckets, self._layer_stream)
         self._tapes: dict[tuple[int, Part], tuple[Tensor, Tensor]] = {}
         self._incoming_rows: dict[str, dict[int, int]] = {}
         self._clock = clock or ThreadClock()
@@ -330,18 +330,10 @@ class Executor:
 
     # -- aggregation --------------------------------------------------------------------------------------------
 
-    def _dense(self, name: str) -> Tensor:
-        """A buffer of the arena, or dense static features."""
-        if name in self._buffers:
-            return self._buffers[name]
-        rows = self.data.features[name]
-        assert isinstance(rows, DenseRows), "sparse features are only read through products"
-        return rows.values
-
     def _aggregate(self, operation: Aggregate) -> None:
         aggregation = self._aggregations[operation.layer]
         assert aggregation is not None
-        source, target = self._dense(operation.source), self._buffers[operation.target]
+        source, target = self._operands.dense(operation.source), self._buffers[operation.target]
         if operation.columns is Part.HALO:
             rows = self._rows_of_peer(source, operation.peer, in_place=operation.in_place)
             aggregation.forward_from_peer(operation.peer, rows, target)
@@ -366,34 +358,18 @@ class Executor:
         assert isinstance(layer, LinearAggregation)
         return layer
 
-    def _product(self, name: str, rows: slice, weight: Tensor, out: Tensor, *, accumulate: bool = False) -> None:
-        """``out (+)= name[rows] @ weight`` where `name` is a buffer or static feature rows."""
-        if name in self._buffers:
-            source = self._buffers[name][rows]
-            if accumulate:
-                out.addmm_(source, weight)
-            else:
-                torch.mm(source, weight, out=out)
-        else:
-            self.data.features[name].product(rows, weight, out, accumulate=accumulate)
-
-    def _transposed_product(self, name: str, rows: slice, gradient: Tensor, out: Tensor) -> None:
-        """``out = name[rows]ᵀ @ gradient``."""
-        if name in self._buffers:
-            torch.mm(self._buffers[name][rows].t(), gradient, out=out)
-        else:
-            self.data.features[name].transposed_product(rows, gradient, out)
-
     def _project(self, operation: Transform, rows: slice) -> None:
         if self._merging.has(operation.layer):
             forward = operation.direction is Direction.FORWARD
             (self._merging.project if forward else self._merging.project_backward)(operation, rows)
             return
-        self._product(operation.source, rows, self._linear(operation.layer).weight, self._buffers[operation.target][rows])
+        self._operands.product(
+            operation.source, rows, self._linear(operation.layer).weight, self._buffers[operation.target][rows]
+        )
 
     def _whole(self, operation: Transform, rows: slice) -> None:
         z = self._buffers[operation.preactivation][rows]
-        self._product(operation.aggregated, rows, self._linear(operation.layer).weight, z)
+        self._operands.product(operation.aggregated, rows, self._linear(operation.layer).weight, z)
         self._finish(operation, rows)
 
     def _finish(self, operation: Transform, rows: slice) -> None:
@@ -405,7 +381,7 @@ class Executor:
         if isinstance(layer, BlockwiseLayer):
             self._merging.finish(operation)
         elif isinstance(layer, LinearAggregation) and layer.self_weight is not None:
-            self._product(operation.source, rows, layer.self_weight, z, accumulate=True)
+            self._operands.product(operation.source, rows, layer.self_weight, z, accumulate=True)
         if spec.residual:
             z.add_(self._buffers[operation.source][rows])
         if spec.batch_norm:  # it needs all rows of all ranks: see `_normalize`
@@ -526,11 +502,11 @@ class Executor:
         layer = self._linear(index)
         transform_first = self._schedules[index].order is Order.TRANSFORM_FIRST
         left = operation.source if transform_first else operation.aggregated
-        self._transposed_product(left, rows, self._buffers[operation.gradient][rows], self.buckets[layer.weight])
+        self._operands.transposed_product(left, rows, self._buffers[operation.gradient][rows], self.buckets[layer.weight])
         output_gradient = self._buffers[f"g{index + 1}"] if transform_first else self._buffers[operation.gradient]
         if layer.self_weight is not None:
             own = self._rows.slice(Part.OWN) if transform_first else rows
-            self._transposed_product(operation.source, own, output_gradient[own], self.buckets[layer.self_weight])
+            self._operands.transposed_product(operation.source, own, output_gradient[own], self.buckets[layer.self_weight])
         spec = self.view.layers[index]
         if not spec.has_epilogue:
             kernels.column_sum(output_gradient[: self._rows.own], self.buckets[layer.bias])
@@ -551,7 +527,7 @@ class Executor:
         with torch.set_grad_enabled(training):
             # `.data`, not `.detach()`: views of the arena share one version counter, which every later write moves on;
             # these rows themselves stay as they are until the layer's backward pass has read them
-            inputs = self._dense(operation.source)[: block.sources].data
+            inputs = self._operands.dense(operation.source)[: block.sources].data
             inputs.requires_grad_(training and self._schedules[operation.layer].needs_input_gradient)
             output = layer(block, inputs)
         self._buffers[operation.target][self._rows.slice(operation.part)] = output.detach()
@@ -566,9 +542,9 @@ class Executor:
         gradients = torch.autograd.grad(output, wanted, gradient, allow_unused=True) if wanted else ()
         first_call = operation.part is not Part.CENTRAL  # MARGINAL runs before CENTRAL, OWN runs alone
         for parameter, value in zip(parameters, gradients, strict=False):
-            _put(self.buckets[parameter], value, overwrite=first_call)
+            put(self.buckets[parameter], value, overwrite=first_call)
         if inputs.requires_grad:
-            _put(self._buffers[operation.target][: inputs.shape[0]], gradients[-1], overwrite=first_call)
+            put(self._buffers[operation.target][: inputs.shape[0]], gradients[-1], overwrite=first_call)
 
     # -- communication ------------------------------------------------------------------------------------------
 
@@ -576,7 +552,7 @@ class Executor:
         rows = self.data.boundary
         if operation.peer >= 0:  # fetched again, only the first of a peer's rows may be wanted
             rows = rows[self._boundary_to(operation.peer)][: operation.work.rows]
-        kernels.gather_rows(self._dense(operation.source), rows, self._buffers[operation.target])
+        kernels.gather_rows(self._operands.dense(operation.source), rows, self._buffers[operation.target])
 
     def _boundary_to(self, peer: int) -> slice:
         """Where the rows sent to one peer are among all boundary rows."""
@@ -595,7 +571,7 @@ class Executor:
             self._gather(operation)
             return
         assert self.messages is not None
-        source, wire = self._dense(operation.source), self._buffers[operation.target]
+        source, wire = self._operands.dense(operation.source), self._buffers[operation.target]
         where = operation.layer, operation.direction, self._context.epoch
         if isinstance(self.messages, SeparateMessages):
             self.messages.pack_for(operation.peer, *where, source, operation.work.rows, wire)
@@ -604,7 +580,7 @@ class Executor:
 
     def _decode(self, operation: Dequantize) -> None:
         assert self.messages is not None
-        wire, target = self._buffers[operation.source], self._dense(operation.target)
+        wire, target = self._buffers[operation.source], self._operands.dense(operation.target)
         where = operation.layer, operation.direction, self._context.epoch
         if isinstance(self.messages, SeparateMessages):
             self.messages.unpack_from(operation.peer, *where, wire, operation.work.rows, target)
@@ -615,7 +591,7 @@ class Executor:
         """Forward: wire buffer → halo rows. Backward: halo rows → wire buffer. Encoded: wire → wire. Halo rows are in place, or
         a block of one peer's alone.
         """
-        source, target = self._dense(operation.source), self._dense(operation.target)
+        source, target = self._operands.dense(operation.source), self._operands.dense(operation.target)
         if self.messages is not None and self._context.training:
             outgoing, incoming = (
                 self._wire_slices(wire, {message.peer: message.bytes for message in messages})
@@ -673,14 +649,6 @@ def _without_step(program: Program) -> Program:
         except StopIteration:
             return
         value = None if isinstance(operation, Step) else (yield operation)
-
-
-def _put(target: Tensor, value: Tensor | None, *, overwrite: bool) -> None:
-    """Write or add a gradient; autograd gives None where the output does not depend on the input."""
-    if overwrite:
-        target.zero_() if value is None else target.copy_(value)
-    elif value is not None:
-        target.add_(value)
 
 
 def with_aggregated_statistics(view: RankView, features: Mapping[str, FeatureRows]) -> RankView:

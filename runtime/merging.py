@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from halocast.runtime import kernels
 from halocast.runtime.adjacency import Adjacency
 from halocast.runtime.block_edges import BlockEdges
-from halocast.runtime.features import DenseRows, FeatureRows
 from halocast.runtime.models.blockwise import NOTHING, BlockwiseLayer, MergingRows
 from halocast.runtime.models.network import GradientBuckets, GraphNetwork
+from halocast.runtime.operands import Operands, put
 from halocast.traces.operations import Direction, Merge, Part, Transform
 from halocast.traces.workload import LayerSpec, RankView
 
@@ -28,10 +28,8 @@ class Merging:
     view: RankView
     network: GraphNetwork
     adjacency: Adjacency
-    features: Mapping[str, FeatureRows]
+    operands: Operands
     buckets: GradientBuckets
-    buffers: Callable[[], Mapping[str, Tensor]]
-    """Those of the phase that runs."""
     stream: Callable[[int], kernels.Stream | None]
     """The random numbers of a layer; None in evaluation."""
 
@@ -49,30 +47,30 @@ class Merging:
     def project(self, operation: Transform, rows: slice) -> None:
         """Messages of `rows` and queries of own rows."""
         matrix, width = self._projection(operation.layer)
-        self._product(operation.source, rows, matrix[:, :width], self._buffer(operation.target)[rows])
+        self.operands.product(operation.source, rows, matrix[:, :width], self.operands.dense(operation.target)[rows])
         if operation.queries:
             own = self.adjacency.rows.slice(Part.OWN)
-            self._product(operation.source, own, matrix[:, width:], self._buffer(operation.queries)[own])
+            self.operands.product(operation.source, own, matrix[:, width:], self.operands.dense(operation.queries)[own])
 
     def project_backward(self, operation: Transform, rows: slice) -> None:
         """From the messages' and queries' gradients to the parameters' and, where asked for, the inputs'."""
-        gradient = self._buffer(operation.gradient)[rows]
+        gradient = self.operands.dense(operation.gradient)[rows]
         own = self.adjacency.rows.slice(Part.OWN)
-        queries = self._buffer(operation.queries)[own] if operation.queries else None
+        queries = self.operands.dense(operation.queries)[own] if operation.queries else None
         with torch.enable_grad():
             matrix = self.layer(operation.layer).projection()
         assert matrix is not None
         width = gradient.shape[1]
         found = matrix.new_empty(matrix.shape[0], width)
-        self._transposed_product(operation.source, rows, gradient, found)
+        self.operands.transposed_product(operation.source, rows, gradient, found)
         if queries is not None:
             of_queries = matrix.new_empty(matrix.shape[0], queries.shape[1])
-            self._transposed_product(operation.source, own, queries, of_queries)
+            self.operands.transposed_product(operation.source, own, queries, of_queries)
             found = torch.cat([found, of_queries], dim=1)
         self._add_parameter_gradients(operation.layer, matrix, found)
         if not operation.input_target:
             return
-        target, values = self._buffer(operation.input_target)[own], matrix.detach()
+        target, values = self.operands.dense(operation.input_target)[own], matrix.detach()
         if operation.accumulate:
             target.addmm_(gradient[own], values[:, :width].t())
         else:
@@ -87,10 +85,11 @@ class Merging:
 
     def _add_parameter_gradients(self, index: int, output: Tensor, gradient: Tensor) -> None:
         parameters = self._parameters(index)
-        found = torch.autograd.grad(output, parameters, gradient, allow_unused=True)
-        for parameter, value in zip(parameters, found, strict=True):
-            if value is not None:
-                self.buckets[parameter].add_(value)
+        self._add(parameters, torch.autograd.grad(output, parameters, gradient, allow_unused=True))
+
+    def _add(self, parameters: list[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
+        for parameter, value in zip(parameters, gradients, strict=True):
+            put(self.buckets[parameter], value, overwrite=False)
 
     def _parameters(self, index: int) -> list[nn.Parameter]:
         """All that autograd differentiates: the bias belongs to the epilogue."""
@@ -127,7 +126,7 @@ class Merging:
 
     def _block_rows(self, name: str, operation: Merge) -> Tensor:
         """The block's rows of a buffer of all rows, or of one of its own."""
-        buffer = self._buffer(name)
+        buffer = self.operands.dense(name)
         if operation.peer < 0:
             return buffer[self.adjacency.rows.slice(Part.OWN)]
         rows = buffer[self.adjacency.halo_of(operation.peer)] if operation.in_place else buffer
@@ -137,7 +136,7 @@ class Merging:
         own = self.adjacency.rows.own
 
         def rows(name: str) -> Tensor:
-            return self._buffer(name)[:own] if name else NOTHING
+            return self.operands.dense(name)[:own] if name else NOTHING
 
         reduced, gradient = (
             (operation.reduced, operation.gradient)
@@ -146,13 +145,13 @@ class Merging:
         )
         return MergingRows(
             reduced=rows(reduced),
-            state=self._buffer(operation.state).view(-1) if operation.state else NOTHING,
+            state=self.operands.dense(operation.state).view(-1) if operation.state else NOTHING,
             queries=rows(operation.queries),
             degrees=self.adjacency.degrees[:own],
             gradient=rows(gradient),
             context=rows(operation.context),
             query_gradient=rows(operation.query_target),
-            entries=self._buffer(operation.entries) if isinstance(operation, Merge) and operation.entries else NOTHING,
+            entries=self.operands.dense(operation.entries) if isinstance(operation, Merge) and operation.entries else NOTHING,
         )
 
     # -- after the blocks ---------------------------------------------------------------------------------------
@@ -164,7 +163,7 @@ class Merging:
         layer.conclude(rows)
         if not spec.finishes:
             return
-        z = self._buffer(operation.preactivation)[: len(rows.reduced)]
+        z = self.operands.dense(operation.preactivation)[: len(rows.reduced)]
         for piece in _pieces(rows.reduced, _finished_values(spec)):
             z[piece] = layer.finish(self._inputs(operation, piece), rows.reduced[piece])
 
@@ -175,14 +174,14 @@ class Merging:
         """
         layer, spec = self.layer(operation.layer), self.view.layers[operation.layer]
         own = self.adjacency.rows.own
-        gradient = self._buffer(operation.gradient)[:own]
+        gradient = self.operands.dense(operation.gradient)[:own]
         parameters = self._parameters(operation.layer)
         for parameter in parameters:
             self.buckets[parameter].zero_()
         if layer.bias is not None and layer.bias.requires_grad and not has_epilogue:
             kernels.column_sum(gradient, self.buckets[layer.bias])
         if operation.query_target:
-            self._buffer(operation.query_target)[:own].zero_()
+            self.operands.dense(operation.query_target)[:own].zero_()
         if spec.finishes:
             for piece in _pieces(gradient, _finished_values(spec)):
                 self._differentiate_finish(operation, piece, gradient[piece], parameters)
@@ -194,55 +193,26 @@ class Merging:
     ) -> None:
         spec = self.view.layers[operation.layer]
         with torch.enable_grad():
-            reduced = self._buffer(operation.aggregated)[piece].data.requires_grad_()
+            reduced = self.operands.dense(operation.aggregated)[piece].data.requires_grad_()
             inputs = self._inputs(operation, piece)
             wanted = [reduced]
             if operation.input_target and inputs is not None:
                 wanted.append(inputs.requires_grad_())
             output = self.layer(operation.layer).finish(inputs, reduced)
         found = torch.autograd.grad(output, [*wanted, *parameters], gradient, allow_unused=True)
-        _copy(self._buffer(operation.target)[piece], found[0])
+        put(self.operands.dense(operation.target)[piece], found[0], overwrite=True)
         if operation.input_target:
-            target = self._buffer(operation.input_target)[piece]
-            _copy(target, found[1])
+            target = self.operands.dense(operation.input_target)[piece]
+            put(target, found[1], overwrite=True)
             if spec.residual:
                 target.add_(gradient)
-        for parameter, value in zip(parameters, found[len(wanted) :], strict=True):
-            if value is not None:
-                self.buckets[parameter].add_(value)
+        self._add(parameters, found[len(wanted) :])
 
     def _inputs(self, operation: Transform, rows: slice) -> Tensor | None:
         """Input rows by themselves, apart from the arena: `.data`, since its views share one version counter."""
         if not self.view.layers[operation.layer].finish_reads_inputs:
             return None
-        return self._buffer(operation.source)[rows].data
-
-    # -- rows ---------------------------------------------------------------------------------------------------
-
-    def _buffer(self, name: str) -> Tensor:
-        """A buffer of the arena, or dense static features."""
-        buffers = self.buffers()
-        if name in buffers:
-            return buffers[name]
-        rows = self.features[name]
-        assert isinstance(rows, DenseRows), "sparse features are only read through products"
-        return rows.values
-
-    def _product(self, name: str, rows: slice, matrix: Tensor, out: Tensor) -> None:
-        """``out = name[rows] @ matrix``."""
-        buffers = self.buffers()
-        if name in buffers:
-            torch.mm(buffers[name][rows], matrix, out=out)
-        else:
-            self.features[name].product(rows, matrix, out)
-
-    def _transposed_product(self, name: str, rows: slice, gradient: Tensor, out: Tensor) -> None:
-        """``out = name[rows]ᵀ @ gradient``."""
-        buffers = self.buffers()
-        if name in buffers:
-            torch.mm(buffers[name][rows].t(), gradient, out=out)
-        else:
-            self.features[name].transposed_product(rows, gradient, out)
+        return self.operands.dense(operation.source)[rows].data
 
 
 def _pieces(rows: Tensor, width: int) -> Iterator[slice]:
@@ -254,11 +224,3 @@ def _pieces(rows: Tensor, width: int) -> Iterator[slice]:
 def _finished_values(spec: LayerSpec) -> int:
     """Values of one row that `finish` holds at a time, or so."""
     return max(spec.dim_in, spec.reduced_dim) + spec.dim_out
-
-
-def _copy(target: Tensor, value: Tensor | None) -> None:
-    """Autograd gives None where the output does not depend on the input."""
-    if value is None:
-        target.zero_()
-    else:
-        target.copy_(value)
