@@ -27,13 +27,16 @@ class Fitted:
     limit: int
     """Bytes a rank, above its interpreter and libraries."""
     outcome: Outcome
-    savings: ExactSavings
     considered: int
+
+    @property
+    def keeps_halo_features(self) -> bool:
+        return self.config.method.exact.keep_halo_features
 
     @property
     def words(self) -> str:
         """What was chosen, for people."""
-        halo = "" if self.savings.keep_halo_features else ", the halo's features not kept"
+        halo = "" if self.keeps_halo_features else ", the halo's features not kept"
         return (
             f"the fastest of {self.considered} ways that stays within {byte_count(self.limit)} a rank: "
             f"{self.outcome.candidate.words}{halo}; "
@@ -48,7 +51,7 @@ class Fitted:
             "method": candidate.method,
             "kept_layers": list(candidate.kept_layers),
             "prefetch": candidate.prefetch,
-            "keep_halo_features": self.savings.keep_halo_features,
+            "keep_halo_features": self.keeps_halo_features,
             "considered": self.considered,
             "forecast_peak_bytes": [round(each) for each in self.outcome.peak_bytes],
             "forecast_epoch_seconds": self.outcome.seconds,
@@ -79,21 +82,20 @@ def fit(config: RunConfig, *, method_is_given: bool, costs: Path | None, report:
     views = [with_likely_aggregated(build_view(config, network, shards, rank)) for rank in range(shards.parts)]
     if not all(layer.linear_aggregation or layer.is_blockwise for layer in views[0].layers):
         methods = ("full",)  # sequential aggregation cannot run a layer that wants all its neighbours at once
+    forecasting = None if costs is None else _forecasting(costs, config, report)
     exact = config.method.exact.savings()
-    outcomes: dict[int, ExactSavings] = {}
-    found: list[Outcome] = []
+    found: list[tuple[Outcome, ExactSavings]] = []
     for savings in dict.fromkeys((exact, replace(exact, keep_halo_features=False))):
         mine = [replace(view, exact=savings) for view in views]
-        assess = foreseeing(mine) if costs is None else _forecasting(costs, config, savings, report)
-        for outcome in assess_all(mine[0], assess, methods):
-            outcomes[id(outcome)] = savings
-            found.append(outcome)
-    chosen = choose(found, limit)
-    savings = outcomes[id(chosen)]
-    return Fitted(_chosen(config, chosen, savings), limit, chosen, savings, len(found))
+        assess = foreseeing(mine) if forecasting is None else forecasting(savings)
+        found += [(outcome, savings) for outcome in assess_all(mine[0], assess, methods)]
+    chosen = choose((outcome for outcome, _ in found), limit)
+    savings = next(savings for outcome, savings in found if outcome is chosen)
+    return Fitted(_chosen(config, limit, chosen, savings), limit, chosen, len(found))
 
 
-def _forecasting(costs: Path, config: RunConfig, savings: ExactSavings, report: Report) -> Assess:
+def _forecasting(costs: Path, config: RunConfig, report: Report) -> Callable[[ExactSavings], Assess]:
+    """How candidates are assessed by costs, with some savings or others."""
     from halocast.cli.scenario import build_scenario
     from halocast.runtime.worker import threads_per_rank
     from halocast.simulator.costs import Costs
@@ -102,19 +104,17 @@ def _forecasting(costs: Path, config: RunConfig, savings: ExactSavings, report: 
     asked = build_scenario(
         config, bits_from=None, threads=threads_per_rank(config, config.ranks), partitions="real", report=report
     )
-    scenario = replace(asked.scenario, workload=replace(asked.scenario.workload, exact=savings))
-    return forecasting(Costs.load(costs), scenario)
+    known, scenario = Costs.load(costs), asked.scenario
+    return lambda savings: forecasting(known, replace(scenario, workload=replace(scenario.workload, exact=savings)))
 
 
-def _chosen(config: RunConfig, outcome: Outcome, savings: ExactSavings) -> RunConfig:
+def _chosen(config: RunConfig, limit: int, outcome: Outcome, savings: ExactSavings) -> RunConfig:
     candidate = outcome.candidate
     exact = config.method.exact.model_copy(update={"keep_halo_features": savings.keep_halo_features})
     update: dict[str, Any] = {"name": candidate.method, "exact": exact}
     if candidate.method == "sar":
         update |= {"prefetch": candidate.prefetch, "keep": candidate.kept_layers or False}
-    return config.model_copy(
-        update={"method": config.method.model_copy(update=update), "memory": "", "fitted_memory": parse_size(config.memory)}
-    )
+    return config.model_copy(update={"method": config.method.model_copy(update=update), "memory": "", "fitted_memory": limit})
 
 
 def _refuse_what_is_chosen(config: RunConfig) -> None:
